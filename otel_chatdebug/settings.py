@@ -1,0 +1,246 @@
+"""Every setting: its environment variable, its default, what it means. There is no other place that reads one.
+
+``Settings.load()`` reads the environment once (at ``configure()``, at instrumentation, at the start of the CLI). A bad
+value gives one clear warning that names the variable, the value and what is allowed, and the default is used. Keyword
+arguments of ``configure()`` go over the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import platformdirs
+
+logger = logging.getLogger("otel_chatdebug")
+
+DATABASE_FILE = "chatdebug.db"
+"""The name of the SQLite file in the state folder."""
+
+MODEL_PATHS = (
+    r"/chat/completions$"
+    r"|/v1/completions$"
+    r"|/responses$"
+    r"|/v1/messages$|/messages$"
+    r"|/embeddings$"
+    r"|:(?:stream)?[gG]enerateContent$|:embedContent$|:batchEmbedContents$"
+    r"|/api/(?:chat|generate|embed)$"
+    r"|/model/[^/]+/(?:invoke|converse)(?:-with-response-stream|-stream)?$"
+)
+"""Paths of the endpoints that generate: OpenAI and its many relatives, Anthropic, Gemini, Ollama, Bedrock."""
+
+
+def state_folder() -> Path:
+    """The user's state folder for this package; the same for the application and the CLI. Not created here."""
+    return Path(platformdirs.user_state_dir("otel-chatdebug", appauthor=False))
+
+
+def default_database_url() -> str:
+    """SQLite in `state_folder`."""
+    return f"sqlite:///{state_folder() / DATABASE_FILE}"
+
+
+class BadValue(ValueError):
+    """A value that a setting cannot take; the message says what it can."""
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        value = text.strip().lower()
+        if value not in allowed:
+            raise BadValue(f"one of {', '.join(allowed)}")
+        return value
+
+    return parse
+
+
+def _number(minimum: float, what: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not minimum <= value < float("inf"):
+            raise BadValue(f"{what}, {minimum:g} or more")
+        return value
+
+    return parse
+
+
+def _bytes(text: str) -> int:
+    return int(_number(0, "a whole number of bytes")(text))
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as exc:
+        raise BadValue(f"a regular expression ({exc})") from None
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _setting(variable: str, default: Any, parse: Callable[[str], Any], meaning: str, shown: str | None = None) -> Any:
+    """A dataclass field with what the README's table and `Settings.load` need in its metadata."""
+    return field(
+        default=default,
+        metadata={"variable": variable, "parse": parse, "meaning": meaning, "shown": shown or f"`{default}`"},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings, with their defaults. Immutable; any thread."""
+
+    database_url: str = _setting(
+        "OTEL_CHATDEBUG_DATABASE_URL",
+        "",
+        _text,
+        "Where the tables are: an SQLAlchemy URL (`sqlite:///path` or `postgresql+psycopg://...`).",
+        "SQLite in the user's state folder",
+    )
+    enabled: Literal["always", "never"] = _setting(
+        "OTEL_CHATDEBUG_ENABLED",
+        "always",
+        _choice("always", "never"),
+        "`never` switches all recording off; `run` and `step` then cost next to nothing.",
+    )
+    stale_after: float = _setting(
+        "OTEL_CHATDEBUG_STALE_AFTER",
+        300.0,
+        _number(0.1, "a number of seconds"),
+        "Seconds without a heartbeat after which `sweep` calls an open row interrupted.",
+    )
+    retention_days: float = _setting(
+        "OTEL_CHATDEBUG_RETENTION",
+        14.0,
+        _number(0, "a number of days"),
+        "Days that rows are kept (checked at start and hourly); 0 keeps all.",
+    )
+    max_size: int = _setting(
+        "OTEL_CHATDEBUG_MAX_SIZE",
+        1024**3,
+        _bytes,
+        "Bytes of content (bodies, messages, headers) that are kept; the oldest goes first. 0 is no limit.",
+        "1 GiB",
+    )
+    run_parent: Literal["root", "child"] = _setting(
+        "OTEL_CHATDEBUG_RUN_PARENT",
+        "root",
+        _choice("root", "child"),
+        "`root`: an explicit run is a trace of its own, linked to the current span. `child`: a child of that span.",
+    )
+    model_paths: str = _setting(
+        "OTEL_CHATDEBUG_MODEL_PATHS",
+        MODEL_PATHS,
+        _pattern,
+        "Regular expression, searched in the path of a POST: what counts as a model call.",
+        "the endpoints of OpenAI and its relatives, Anthropic, Gemini, Ollama, Bedrock",
+    )
+    allow_headers: tuple[str, ...] = _setting(
+        "OTEL_CHATDEBUG_ALLOW_HEADERS",
+        (),
+        _names,
+        "Names of further headers whose values may be recorded, separated by commas; `*` matches any text.",
+        "none",
+    )
+    allow_query: tuple[str, ...] = _setting(
+        "OTEL_CHATDEBUG_ALLOW_QUERY",
+        (),
+        _names,
+        "Names of further query parameters whose values may be recorded, separated by commas.",
+        "none",
+    )
+    sdk_disabled: bool = _setting(
+        "OTEL_SDK_DISABLED",
+        False,
+        lambda text: text.strip().lower() == "true",
+        "The standard switch: `true` switches everything off, this package included.",
+        "`false`",
+    )
+    traces_exporter: str = _setting(
+        "OTEL_TRACES_EXPORTER",
+        "",
+        _text,
+        "`otlp` or `chatdebug_otlp` sends the spans on by OTLP; `none` does not. The tables are written either way.",
+        "`otlp` where an endpoint is set, else none",
+    )
+    otlp_endpoint: str = _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        _text,
+        "Where the spans go; `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` goes first. Set alone, it switches OTLP on.",
+        "none",
+    )
+    disabled_instrumentations: tuple[str, ...] = _setting(
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
+        (),
+        _names,
+        "Entry points that are not loaded: `chatdebug_httpx`, `chatdebug_httpx2`, or `*`.",
+        "none",
+    )
+
+    @property
+    def recording(self) -> bool:
+        """Whether anything is recorded at all."""
+        return self.enabled != "never" and not self.sdk_disabled
+
+    @property
+    def wants_otlp(self) -> bool:
+        """OTLP is on only where an exporter or an endpoint says so: a newcomer sees no "connection refused"."""
+        names = _names(self.traces_exporter)
+        if names:
+            return bool({"otlp", "otlp_proto_grpc", "otlp_proto_http", "chatdebug_otlp"} & set(names))
+        return bool(self.otlp_endpoint)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Reads the environment (default ``os.environ``); ``overrides`` that are not None go over it.
+
+        Never raises for a bad value in the environment. An override is the caller's own code: an unknown name is a
+        ``TypeError``.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            variable = item.metadata["variable"]
+            text = environ.get(variable)
+            if variable == "OTEL_EXPORTER_OTLP_ENDPOINT":
+                text = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or text
+            if text is None or not text.strip():
+                continue
+            try:
+                values[item.name] = item.metadata["parse"](text)
+            except BadValue as allowed:
+                logger.warning(
+                    "%s=%r is not valid (it takes %s); using the default, %s",
+                    variable,
+                    text,
+                    allowed,
+                    str(item.metadata["shown"]).strip("`"),
+                )
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        settings = cls(**values)
+        if not settings.database_url:
+            settings = replace(settings, database_url=default_database_url())
+        return settings
+
+    @classmethod
+    def table(cls) -> list[tuple[str, str, str]]:
+        """``(variable, default, meaning)`` of every setting, for the README and ``otel-chatdebug info``."""
+        return [
+            (cast(str, item.metadata["variable"]), cast(str, item.metadata["shown"]), cast(str, item.metadata["meaning"]))
+            for item in fields(cls)
+        ]
