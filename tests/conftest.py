@@ -1,0 +1,83 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.support import leaks, net
+from tests.support.backends import Backends, BackendsMissing, Collector, Jaeger, find_or_build, required
+
+# No time limit for an example: tests assert nothing about the speed of a machine that others use at the same time.
+hypothesis.settings.register_profile(
+    "chatdebug", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("chatdebug")
+
+
+def _clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests has settings and recordings of their own: none is read and none is touched."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _clear_environment(monkeypatch)
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture
+def chatdebug_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for this test's state, also for the processes it starts. The tables are in ``chatdebug.db`` in it.
+
+    No other OTEL_* variable is set; what the test changes in the environment by ``monkeypatch`` is undone.
+    """
+    _clear_environment(monkeypatch)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("OTEL_CHATDEBUG_DATABASE_URL", f"sqlite:///{tmp_path / 'chatdebug.db'}")
+    return tmp_path
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fails the test if it leaves threads or descriptors. Ask for it first: later fixtures are undone before it."""
+    with leaks.no_leaks():
+        yield
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Call it for a TCP port of 127.0.0.1 that nobody listens on."""
+    return net.free_port
+
+
+@pytest.fixture(scope="session")
+def backends() -> Backends:
+    """The binaries of a real collector and a real Jaeger, built at first use."""
+    try:
+        return find_or_build()
+    except BackendsMissing as missing:
+        if required():
+            pytest.fail(f"CHATDEBUG_REQUIRE_BACKENDS is set, but: {missing}")
+        pytest.skip(f"no collector and Jaeger: {missing}")
+
+
+@pytest.fixture(scope="session")
+def jaeger(backends: Backends, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
+    """A running Jaeger, shared by all tests: look for your own trace ids. To stop or kill one, make your own."""
+    with Jaeger(backends, tmp_path_factory.mktemp("jaeger")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def collector(backends: Backends, jaeger: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
+    """A running collector with the root's collector-config.yaml, handing on to `jaeger`; shared as that is."""
+    with Collector(backends, tmp_path_factory.mktemp("collector"), backend=jaeger.grpc_endpoint) as server:
+        yield server

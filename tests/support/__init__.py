@@ -1,0 +1,1 @@
+"""What tests share: real back ends, free ports, leak checks. Fixtures that hand these out are in tests/conftest.py."""
