@@ -1,0 +1,285 @@
+"""OpenAI responses.
+
+A stream is named events with the same name as ``type`` in their data. ``response.created`` has model and id;
+``response.completed``, ``.incomplete`` and ``.failed`` carry the whole response and end it; there is no ``[DONE]``.
+``error`` stands for a failure of the stream itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from otel_chatdebug.wire import shapes
+from otel_chatdebug.wire.reading import (
+    count,
+    error_from_body,
+    items,
+    loads,
+    mapping,
+    name,
+    request_options,
+    set_finish_reason,
+    total,
+)
+from otel_chatdebug.wire.types import Facts, RequestFacts, Usage, WireError
+
+_TERMINAL = {
+    "response.completed": "completed",
+    "response.incomplete": "incomplete",
+    "response.failed": "failed",
+    "response.cancelled": "cancelled",
+}
+"""The events that end a stream, and the status that such a response has."""
+
+_ENDED = frozenset(_TERMINAL.values())
+
+
+class OpenAIResponses:
+    """``POST .../responses``."""
+
+    name = "openai.responses"
+    provider = "openai"
+    operation = "chat"
+    has_terminal = True
+    path = re.compile(r"/responses/?$")
+    # In a text that the model writes the quotes are escaped, so this finds only the structure.
+    markers = re.compile(rb'"type":\s*"(?:response\.(?:created|completed|incomplete|failed|cancelled)|error)"')
+
+    def request_facts(self, body: Mapping[str, Any]) -> RequestFacts:
+        """What the request asks for."""
+        return RequestFacts(
+            model=name(body.get("model")),
+            stream=body.get("stream") is True,
+            options=request_options(body, "stop"),
+        )
+
+    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+        """Folds one event into ``facts``. A terminal event counts even where its data cannot be read."""
+        body = mapping(loads(data))
+        kind = body.get("type") or event
+        if kind == "error":
+            facts.error = facts.error or error_from_body(body) or WireError(type="error")
+            return
+        self.read_json(facts, body.get("response"))
+        if kind in _TERMINAL:
+            facts.terminal = True
+            if not facts.finish_reasons and kind != "response.failed":
+                set_finish_reason(facts, 0, _TERMINAL[kind])
+            if kind == "response.failed" and facts.error is None:
+                facts.error = WireError(type=kind)
+
+    def read_json(self, facts: Facts, body: Any) -> None:
+        """Folds a whole response, or an error body, into ``facts``."""
+        if not isinstance(body, dict):
+            return
+        if body.get("object") == "response" or "output" in body:
+            facts.error = facts.error or _error(body)
+        else:
+            facts.error = facts.error or error_from_body(body)
+        facts.model = facts.model or name(body.get("model"))
+        facts.response_id = facts.response_id or name(body.get("id"))
+        facts.usage = _usage(body.get("usage")) or facts.usage
+        status = body.get("status")
+        if status in _ENDED and status != "failed":
+            set_finish_reason(facts, 0, mapping(body.get("incomplete_details")).get("reason") or status)
+
+    def normalize_request(self, body: Any) -> dict[str, Any] | None:
+        """The request's messages, tools and options in the common shape; None for what is no request."""
+        if not isinstance(body, dict):
+            return None
+        budget = shapes.Budget()
+        messages: list[shapes.Message] = []
+        if isinstance(instructions := body.get("instructions"), str) and instructions:
+            messages.append({"role": "system", "parts": [shapes.text_part(instructions, budget)]})
+        given = body.get("input")
+        if isinstance(given, str):
+            messages.append({"role": "user", "parts": [shapes.text_part(given, budget)]})
+        messages += [_message(item, budget) for item in items(given)]
+        return shapes.request(
+            messages,
+            [shapes.tool(tool, "parameters") for tool in items(body.get("tools"))],
+            shapes.options(body, "instructions", "input", "tools", "tool_choice"),
+            body.get("tool_choice"),
+        )
+
+    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+        """What the stream said so far; None before its first event.
+
+        The response in the terminal event is taken where there is one; before that, the items that are done, and the
+        deltas of those that are not.
+        """
+        facts = Facts()
+        open_items: dict[int, _Item] = {}
+        last: Mapping[str, Any] = {}
+        seen = False
+        for event, data in events:
+            self.read_event(facts, event, data)
+            body = mapping(loads(data))
+            kind = str(body.get("type") or event)
+            seen = seen or kind.startswith("response.")
+            if kind in _TERMINAL:
+                last = mapping(body.get("response"))
+            index = body.get("output_index")
+            if not isinstance(index, int) or (index not in open_items and len(open_items) >= shapes.MAX_PARTS):
+                continue
+            open_items.setdefault(index, _Item()).add(kind, body)
+        if not seen:
+            return None
+        budget = shapes.Budget.streamed()
+        parts: list[shapes.Part] = []
+        if output := items(last.get("output")):
+            for item in output:
+                parts += _parts(item, budget)
+        else:
+            for index in sorted(open_items):
+                parts += open_items[index].parts(budget)
+        messages = [{"role": "assistant", "parts": parts}]
+        return shapes.response(messages, facts.finish_reasons, facts.model, facts.response_id)
+
+    def normalize_response(self, body: Any) -> dict[str, Any] | None:
+        """A whole response in the common shape; None for what is none (an error body)."""
+        if not isinstance(body, dict) or not isinstance(body.get("output"), list):
+            return None
+        facts = Facts()
+        self.read_json(facts, body)
+        budget = shapes.Budget()
+        parts = [part for item in body["output"] for part in _parts(item, budget)]
+        messages = [{"role": "assistant", "parts": parts}]
+        return shapes.response(messages, facts.finish_reasons, facts.model, facts.response_id)
+
+
+class _Item:
+    """One item of the output, as its deltas come in. Bounded by itself: which items are shown is known at the end."""
+
+    __slots__ = ("_arguments", "_done", "_reasoning", "_refusal", "_text", "_value")
+
+    def __init__(self) -> None:
+        budget = shapes.Budget.streamed()
+        self._value: Mapping[str, Any] = {}
+        self._done = False
+        self._text = shapes.Text(budget)
+        self._reasoning = shapes.Text(budget)
+        self._refusal = shapes.Text(budget)
+        self._arguments = shapes.Text(budget)
+
+    def add(self, kind: str, body: Mapping[str, Any]) -> None:
+        if kind in ("response.output_item.added", "response.output_item.done"):
+            self._value = mapping(body.get("item"))
+            self._done = kind == "response.output_item.done"
+        elif kind == "response.output_text.delta":
+            self._text.add(body.get("delta"))
+        elif kind in ("response.reasoning_summary_text.delta", "response.reasoning_text.delta"):
+            self._reasoning.add(body.get("delta"))
+        elif kind == "response.refusal.delta":
+            self._refusal.add(body.get("delta"))
+        elif kind in (
+            "response.function_call_arguments.delta",
+            "response.custom_tool_call_input.delta",
+            "response.mcp_call_arguments.delta",
+        ):
+            self._arguments.add(body.get("delta"))
+
+    def parts(self, budget: shapes.Budget) -> list[shapes.Part]:
+        if self._done:
+            return _parts(self._value, budget)
+        parts = []
+        if self._reasoning.length:
+            parts.append(self._reasoning.into({"type": "reasoning"}))
+        if self._text.length:
+            parts.append(self._text.into({"type": "text"}))
+        if self._refusal.length:
+            parts.append(self._refusal.into({"type": "text", "refusal": True}))
+        if self._arguments.length or str(self._value.get("type")).endswith("_call"):
+            id = self._value.get("call_id") or self._value.get("id")
+            parts.append(self._arguments.into_tool_call(id, self._value.get("name") or self._value.get("type")))
+        return parts
+
+
+def _usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict):
+        return None
+    given = mapping(usage.get("input_tokens_details"))
+    input_tokens = count(usage.get("input_tokens"))
+    output_tokens = count(usage.get("output_tokens"))
+    return Usage(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        total_tokens=total(usage.get("total_tokens"), input_tokens, output_tokens),
+        reasoning_tokens=count(mapping(usage.get("output_tokens_details")).get("reasoning_tokens")),
+        cache_read_tokens=count(given.get("cached_tokens")),
+        cache_creation_tokens=count(given.get("cache_write_tokens")),
+    )
+
+
+def _error(response: Mapping[str, Any]) -> WireError | None:
+    if error := response.get("error"):
+        return error_from_body({"error": error})
+    return WireError(type="response.failed") if response.get("status") == "failed" else None
+
+
+def _message(value: Any, budget: shapes.Budget) -> shapes.Message:
+    """One item of the input as a message of its own: the wire has messages, calls and results side by side."""
+    item = mapping(value)
+    kind = item.get("type")
+    if kind in (None, "message") and "content" in item:
+        return {"role": name(item.get("role")) or "unknown", "parts": _content(item["content"], budget)}
+    if str(kind).endswith("_call_output"):
+        output = item.get("output")
+        result = output if isinstance(output, str) else _content(output, budget)
+        return {"role": "tool", "parts": [shapes.tool_result_part(item.get("call_id"), result, budget)]}
+    return {"role": name(item.get("role")) or "assistant", "parts": _parts(value, budget)}
+
+
+def _parts(value: Any, budget: shapes.Budget) -> list[shapes.Part]:
+    """The parts of one item of the output."""
+    item = mapping(value)
+    kind = item.get("type")
+    if kind == "message":
+        return _content(item.get("content"), budget)
+    if kind == "reasoning":
+        texts = [mapping(entry).get("text") for entry in items(item.get("summary")) + items(item.get("content"))]
+        return [shapes.reasoning_part(text, budget) for text in texts if isinstance(text, str) and text]
+    if kind in ("function_call", "custom_tool_call", "mcp_call"):
+        id = item.get("call_id") or item.get("id")
+        given = item.get("arguments", item.get("input"))
+        parts = [shapes.tool_call_part(id, item.get("name"), given, budget)]
+        if isinstance(output := item.get("output"), str):  # the provider called the MCP server itself
+            parts.append(shapes.tool_result_part(id, output, budget))
+        return parts
+    if kind == "image_generation_call":
+        return [shapes.data_part("image", data=item.get("result"), id=item.get("id"))]
+    return [shapes.unknown_part(value, budget)]
+
+
+def _content(content: Any, budget: shapes.Budget) -> list[shapes.Part]:
+    if content is None or content == "":
+        return []
+    if isinstance(content, str):
+        return [shapes.text_part(content, budget)]
+    if isinstance(content, list):
+        return [_part(part, budget) for part in content]
+    return [shapes.unknown_part(content, budget)]
+
+
+def _part(value: Any, budget: shapes.Budget) -> shapes.Part:
+    part = mapping(value)
+    kind = part.get("type")
+    if kind in ("input_text", "output_text", "text") and isinstance(text := part.get("text"), str):
+        return shapes.text_part(text, budget)
+    if kind == "refusal" and isinstance(text := part.get("refusal"), str):
+        return shapes.refusal_part(text, budget)
+    if kind in ("reasoning_text", "summary_text") and isinstance(text := part.get("text"), str):
+        return shapes.reasoning_part(text, budget)
+    if kind == "input_image":
+        return shapes.data_part("image", url=part.get("image_url"), id=part.get("file_id"))
+    if kind == "input_file":
+        return shapes.data_part(
+            "file",
+            data=part.get("file_data"),
+            url=part.get("file_url"),
+            name=part.get("filename"),
+            id=part.get("file_id"),
+        )
+    return shapes.unknown_part(value, budget)

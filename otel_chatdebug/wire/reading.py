@@ -1,0 +1,156 @@
+"""Small readers that every format needs: JSON that may be garbage, names, counts, errors.
+
+All of them take anything and never raise: what a provider sends is not ours to trust.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from otel_chatdebug.wire.types import Facts, WireError
+
+MAX_NAME = 256
+"""Characters of a model's name, an id, a finish reason, an error's type or code."""
+
+MAX_MESSAGE = 2_000
+"""Characters of an error's message."""
+
+MAX_CHOICES = 128
+"""Choices of one response whose finish reasons are kept; OpenAI's own limit for ``n``."""
+
+_parse = json.JSONDecoder(parse_constant=str).decode
+"""NaN and Infinity become text: they are no JSON, and PostgreSQL would refuse the row."""
+
+
+def loads(data: bytes | str) -> Any:
+    """The JSON value, or None for what is none. Invalid UTF-8 becomes U+FFFD; never raises."""
+    try:
+        return _parse(data if isinstance(data, str) else data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):  # RecursionError: a hundred thousand times "["
+        return None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """``value`` where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def items(value: Any) -> list[Any]:
+    """``value`` where it is an array, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def name(value: Any) -> str | None:
+    """A short text; None for anything else and for the empty text (Azure's first chunk has ``"model": ""``)."""
+    return value[:MAX_NAME] if isinstance(value, str) and value else None
+
+
+def count(value: Any) -> int | None:
+    """A number of tokens; None for anything that is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def add(*counts: int | None) -> int | None:
+    """The sum of what is known; None when the first is not known."""
+    return None if counts[0] is None else sum(value or 0 for value in counts)
+
+
+def total(given: Any, *counts: int | None) -> int | None:
+    """The total that the provider gave, else the sum where every part of it is known."""
+    known = count(given)
+    if known is None and None not in counts:
+        return sum(value or 0 for value in counts)
+    return known
+
+
+def set_finish_reason(facts: Facts, index: Any, reason: Any) -> None:
+    """``facts.finish_reasons[i]`` is choice i's; an empty text stands for a choice that has not finished yet."""
+    text = name(reason)
+    if text is None or not isinstance(index, int) or not 0 <= index < MAX_CHOICES:
+        return
+    reasons = facts.finish_reasons
+    while len(reasons) <= index:
+        reasons.append("")
+    reasons[index] = text
+
+
+OPTIONS = {
+    "max_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "seed": "seed",
+    "n": "choice.count",
+}
+"""Body key -> the last part of the ``gen_ai.request.*`` attribute, for options that are numbers."""
+
+
+def request_options(body: Mapping[str, Any], stop_key: str) -> dict[str, Any]:
+    """The options of a request that have an attribute: numbers, and the stop sequences under ``stop_key``."""
+    options: dict[str, Any] = {}
+    for key, option in OPTIONS.items():
+        value = body.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            options[option] = value
+    stop = body.get(stop_key)
+    stops = [stop] if isinstance(stop, str) else items(stop)
+    if texts := [text[:MAX_NAME] for text in stops[:MAX_CHOICES] if isinstance(text, str)]:
+        options["stop_sequences"] = texts
+    return options
+
+
+def error_from_body(body: Any) -> WireError | None:
+    """The error that a body tells, in whichever of the usual shapes; None where it tells none.
+
+    ``{"error": {"message", "type" | "status", "code"}}``, ``{"type": "error", "error": {...}}``, ``{"error": "text"}``,
+    ``{"object": "error", "message", "type", "code"}``, ``{"type": "error", "message", "code"}``, ``{"detail": ...}``.
+    The type is ``error`` where the provider names none.
+    """
+    if not isinstance(body, dict):
+        return None
+    error = body.get("error")
+    if isinstance(error, dict) and error:
+        return _error(error)
+    if isinstance(error, str) and error:
+        return WireError(type="error", message=error[:MAX_MESSAGE])
+    if body.get("object") == "error" or body.get("type") == "error":
+        return _error({key: value for key, value in body.items() if (key, value) != ("type", "error")})
+    if "detail" in body:
+        return _error_from_detail(body["detail"])
+    return None
+
+
+def _error(error: Mapping[str, Any]) -> WireError:
+    raw_code = error.get("code")
+    code = str(raw_code)[:MAX_NAME] if isinstance(raw_code, str | int) and raw_code != "" else None
+    message = error.get("message")
+    return WireError(
+        type=name(error.get("type")) or name(error.get("status")) or code or "error",
+        message=message[:MAX_MESSAGE] if isinstance(message, str) else "",
+        code=code,
+    )
+
+
+def _error_from_detail(detail: Any) -> WireError | None:
+    """FastAPI's shape, which Mistral and many self-hosted servers have: a text, or a list of validation errors."""
+    if isinstance(detail, str):
+        return WireError(type="error", message=detail[:MAX_MESSAGE])
+    if isinstance(detail, dict):
+        return _error(detail)
+    if isinstance(detail, list):
+        return WireError(type="validation_error", message="; ".join(_validation_errors(detail))[:MAX_MESSAGE])
+    return None
+
+
+def _validation_errors(detail: list[Any]) -> Iterable[str]:
+    for entry in detail[:MAX_CHOICES]:
+        where = ".".join(str(part)[:MAX_NAME] for part in items(mapping(entry).get("loc")))
+        yield f"{where}: {str(mapping(entry).get('msg', ''))[:MAX_NAME]}"

@@ -1,0 +1,244 @@
+"""The provider formats by URL path, and the reader that follows a stream.
+
+A format is one module. To add one: write it, and name it in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from otel_chatdebug.wire.anthropic import AnthropicMessages
+from otel_chatdebug.wire.openai_chat import OpenAIChat
+from otel_chatdebug.wire.openai_completions import OpenAICompletions
+from otel_chatdebug.wire.openai_embeddings import OpenAIEmbeddings
+from otel_chatdebug.wire.openai_responses import OpenAIResponses
+from otel_chatdebug.wire.reading import error_from_body, loads, name
+from otel_chatdebug.wire.sse import Framer, parse_block
+from otel_chatdebug.wire.types import Facts, RequestFacts
+
+__all__ = ["FORMATS", "FRAMED_TYPES", "Format", "StreamReader", "error_from_body", "find", "generic", "is_framed"]
+
+
+class Format(Protocol):
+    """How one provider API puts requests and responses on the wire. Stateless; any thread.
+
+    Takes anything, garbage included, and never raises. Texts in what it returns are bounded, and not redacted yet.
+    """
+
+    @property
+    def name(self) -> str:
+        """``openai.chat``, ``anthropic.messages``, ..."""
+
+    @property
+    def provider(self) -> str:
+        """The default for ``gen_ai.provider.name``; a relative that speaks this format has another."""
+
+    @property
+    def operation(self) -> str:
+        """``gen_ai.operation.name``."""
+
+    @property
+    def has_terminal(self) -> bool:
+        """Whether a whole stream ends with an event that says so."""
+
+    @property
+    def path(self) -> re.Pattern[str]:
+        """Searched in the path of a URL, without its query."""
+
+    @property
+    def markers(self) -> re.Pattern[bytes]:
+        """An SSE event is read for facts only when this is found in its bytes.
+
+        May find too much, never too little; but the first events, short ones and those named ``error`` are read
+        anyway. It looks at every byte of a stream, so it should begin with one literal.
+        """
+
+    def request_facts(self, body: Mapping[str, Any]) -> RequestFacts:
+        """What a request asks for."""
+
+    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+        """Folds one event of a stream into ``facts``."""
+
+    def read_json(self, facts: Facts, body: Any) -> None:
+        """Folds a body that is not streamed, or an error body, into ``facts``."""
+
+    def normalize_request(self, body: Any) -> dict[str, Any] | None:
+        """The request in the shape of `otel_chatdebug.wire.shapes`."""
+
+    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+        """All events so far, put together to a response in the shape of `otel_chatdebug.wire.shapes`."""
+
+    def normalize_response(self, body: Any) -> dict[str, Any] | None:
+        """A body that is not streamed in the shape of `otel_chatdebug.wire.shapes`."""
+
+
+class Generic:
+    """What can be said of a model call whose format is not known: its errors, and a model where one is named."""
+
+    name = "generic"
+    provider = "unknown"
+    operation = "chat"
+    has_terminal = False
+    path = re.compile("")
+    markers = re.compile(rb'"error"(?!\s*:\s*null)')
+
+    def request_facts(self, body: Mapping[str, Any]) -> RequestFacts:
+        """The model, and whether a stream is asked for: nearly all APIs call them so."""
+        return RequestFacts(model=name(body.get("model")), stream=body.get("stream") is True)
+
+    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+        """Looks for an error only."""
+        self.read_json(facts, loads(data))
+
+    def read_json(self, facts: Facts, body: Any) -> None:
+        """Looks for an error only. ``detail`` may mean anything in a body that is not known to be an error."""
+        if isinstance(body, dict) and "detail" not in body:
+            facts.error = facts.error or error_from_body(body)
+
+    def normalize_request(self, body: Any) -> dict[str, Any] | None:
+        """Nothing: shapes are not guessed."""
+        return None
+
+    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+        """Nothing: shapes are not guessed."""
+        return None
+
+    def normalize_response(self, body: Any) -> dict[str, Any] | None:
+        """Nothing: shapes are not guessed."""
+        return None
+
+
+FORMATS: tuple[Format, ...] = (
+    OpenAIChat(),
+    OpenAIResponses(),
+    AnthropicMessages(),
+    OpenAIEmbeddings(),
+    OpenAICompletions(),
+)
+"""The first whose path fits is taken."""
+
+generic: Format = Generic()
+"""For paths that `find` does not know."""
+
+
+def find(path: str) -> Format | None:
+    """The format that is spoken at a URL path (a query behind it is ignored); None where none is known."""
+    path = path.partition("?")[0]
+    return next((format for format in FORMATS if format.path.search(path)), None)
+
+
+FRAMED_TYPES = frozenset(
+    {
+        "text/event-stream",
+        "application/x-ndjson",
+        "application/ndjson",
+        "application/jsonl",
+        "application/x-jsonlines",
+        "application/vnd.amazon.eventstream",
+    }
+)
+"""Media types of bodies that are made of frames. `StreamReader` takes SSE apart; of the others it sees no event yet."""
+
+_SSE_STARTS = (b"data:", b"event:", b":")
+
+
+def is_framed(content_type: str | None, first_bytes: bytes = b"", requested_stream: bool = False) -> bool:
+    """Whether a body is a stream of frames, by its type, or by its first bytes where a stream was asked for.
+
+    The first bytes help with servers that stream under a wrong type; they are not trusted without the request.
+    """
+    if content_type and content_type.partition(";")[0].strip().lower() in FRAMED_TYPES:
+        return True
+    return requested_stream and first_bytes.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").startswith(_SSE_STARTS)
+
+
+class StreamReader:
+    """Follows an SSE stream and keeps `Facts` of it, at any split of its bytes, in bounded memory.
+
+    It runs in the process that is watched, so most events only pass a search for the format's markers. Never raises:
+    a fault of a format is counted, and its last traceback kept as text for whoever may log it. Not for several
+    threads at once; takes no lock, so that a finalizer may call it.
+    """
+
+    __slots__ = (
+        "_framer",
+        "_has_marker",
+        "_unread",
+        "events",
+        "facts",
+        "faults",
+        "format",
+        "has_terminal",
+        "last_fault",
+    )
+
+    FIRST = 8
+    """So many events at most are read in search of model and id, which stand in the first one, or, at Azure, the
+    second."""
+
+    SHORT = 40
+    """Bytes of an event up to which it is always read: ``data: [DONE]`` has nothing that marks it but its shortness."""
+
+    def __init__(self, format: Format, *, has_terminal: bool | None = None) -> None:
+        self.format = format
+        self.has_terminal = format.has_terminal if has_terminal is None else has_terminal
+        """Whether a stream that ends without its terminal event is incomplete."""
+        self.facts = Facts()
+        self.events = 0
+        """SSE events with data so far."""
+        self.faults = 0
+        self.last_fault: str | None = None
+        self._framer = Framer()
+        self._has_marker = format.markers.search
+        self._unread = self.FIRST
+
+    @property
+    def oversized(self) -> int:
+        """Events that were longer than `sse.MAX_EVENT`: their content is not known."""
+        return self._framer.oversized
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes of the body, decoded, split anywhere."""
+        for block in self._framer.feed(data):
+            if block.startswith(b"data:"):
+                if not self._unread and len(block) > self.SHORT and not self._has_marker(block):
+                    self.events += 1
+                    continue
+            elif not block:
+                continue
+            elif not self._unread and b"\ndata:" in block and not self._has_marker(block) and b"event: e" not in block:
+                self.events += 1
+                continue
+            self._read(block)
+
+    def finish(self) -> None:
+        """The end of the body. A last event that no blank line ends is none, as the specification has it; but if it
+        is a terminal event or an error, it counts all the same: SDKs that stop there have seen it, too."""
+        block = self._framer.rest()
+        event = parse_block(block.removesuffix(b"\n"))
+        if event is None:
+            return
+        trial = Facts()
+        self._read_event(trial, *event)
+        if trial.terminal or trial.error:
+            self._read(block.removesuffix(b"\n"))
+
+    def _read(self, block: bytes) -> None:
+        event = parse_block(block)
+        if event is None:
+            return
+        self.events += 1
+        self._read_event(self.facts, *event)
+        if self._unread:
+            known = self.facts.model is not None and self.facts.response_id is not None
+            self._unread = 0 if known else self._unread - 1
+
+    def _read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+        try:
+            self.format.read_event(facts, event, data)
+        except Exception:  # ours, not the user's: the stream must go on; told through `faults`
+            self.faults += 1
+            self.last_fault = traceback.format_exc(limit=-5)
