@@ -241,6 +241,10 @@ class Settings:
     def table(cls) -> list[tuple[str, str, str]]:
         """``(variable, default, meaning)`` of every setting, for the README and ``otel-chatdebug info``."""
         return [
-            (cast(str, item.metadata["variable"]), cast(str, item.metadata["shown"]), cast(str, item.metadata["meaning"]))
+            (
+                cast(str, item.metadata["variable"]),
+                cast(str, item.metadata["shown"]),
+                cast(str, item.metadata["meaning"]),
+            )
             for item in fields(cls)
         ]
