@@ -35,13 +35,13 @@ def _left_behind(threads: set[threading.Thread], descriptors: Counter[str]) -> s
 
 
 @contextmanager
-def no_leaks() -> Iterator[None]:
-    """Fails if the block leaves more threads or open descriptors behind than it found."""
+def no_leaks(patience: float = PATIENCE) -> Iterator[None]:
+    """Fails if, ``patience`` seconds after the block, there are more threads or open descriptors than before it."""
     gc.collect()
     threads, descriptors = set(threading.enumerate()), open_descriptors()
     yield
     gc.collect()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while (left := _left_behind(threads, descriptors)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left, f"left behind: {left}"
