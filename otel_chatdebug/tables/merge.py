@@ -1,0 +1,253 @@
+"""The merge rule of `otel_chatdebug.records` in SQL: one upsert for each kind of record.
+
+``INSERT ... ON CONFLICT (id) DO UPDATE ... WHERE`` the new key is higher: the same fold as `records.merge`, whatever
+the order, the repetition and the number of writers. Three columns stand outside of it:
+
+- ``heartbeat_at`` is the database's clock at the insert, and moves by `heartbeat` alone.
+- ``step_number`` of a step and ``number`` of an attempt are proposed by the record and assigned when the row is
+  inserted: the proposed one if it is free, else the next free one of its run (its step). A stub has none yet.
+
+No foreign key refuses a child that comes before its parent: it brings a stub of the parent (`stub_run`, `stub_step`),
+a record of the lowest key, which the parent's own first word replaces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import Insert
+
+from otel_chatdebug import records
+from otel_chatdebug.records import AttemptContent, AttemptRecord, Record, RunRecord, Source, StepContent, StepRecord
+from otel_chatdebug.status import RunKind, Status
+from otel_chatdebug.tables import schema
+
+IDS_PER_SELECT = 500
+"""Ids in one ``IN (...)``; below the lowest limit on parameters that an SQLite of our time is built with (999)."""
+
+KEY = ("rank", "source", "updated_at", "replica_id")
+
+
+class _Kind(NamedTuple):
+    """How a kind of record is written."""
+
+    table: Table
+    number: str | None = None
+    """The column that is assigned at the insert, unique within ``scope``."""
+    scope: str | None = None
+
+
+_KINDS: dict[type[Record], _Kind] = {
+    # Parents first; every writer in the same order, so that two of them never wait for each other.
+    RunRecord: _Kind(schema.runs),
+    StepRecord: _Kind(schema.steps, "step_number", "run_id"),
+    AttemptRecord: _Kind(schema.attempts, "number", "step_id"),
+    StepContent: _Kind(schema.step_contents),
+    AttemptContent: _Kind(schema.attempt_contents),
+}
+
+
+def write(connection: Connection, batch: Iterable[Record]) -> None:
+    """Merges the records into the tables, within the caller's transaction. Any order, any repetition.
+
+    Raises what the database raises, and ``TypeError``, ``ValueError`` and the like for a record that holds what it
+    must not; the caller rolls back then.
+    """
+    folded: dict[type[Record], dict[str, Record]] = {kind: {} for kind in _KINDS}
+    for record in batch:
+        _fold(folded[type(record)], record)
+    if connection.dialect.name == "postgresql":
+        _lock_numbers(connection, folded)
+    _add_stubs(connection, folded)
+    for kind in _KINDS:
+        if folded[kind]:
+            upsert, attributes = _upsert(_KINDS[kind], connection.dialect.name)
+            names, values = [_parameter(name) for name in attributes], attrgetter(*attributes)
+            # Sorted: the numbers of a batch are given in their order, and rows are locked in the same order by all.
+            rows = [dict(zip(names, values(record), strict=True)) for record in _in_order(folded[kind].values())]
+            connection.execute(upsert, rows)
+
+
+def heartbeat(
+    connection: Connection, *, runs: Sequence[str] = (), steps: Sequence[str] = (), attempts: Sequence[str] = ()
+) -> None:
+    """Says that these rows are still being worked on: ``heartbeat_at`` becomes the database's clock, if that is later.
+
+    Creates no row and touches no other column.
+    """
+    for table, ids in zip(schema.STATE_TABLES, (runs, steps, attempts), strict=True):
+        if ids:
+            connection.execute(_beat(table), [{"row": id} for id in sorted(ids)])
+
+
+def stub_run(child: StepRecord) -> RunRecord:
+    """What a step tells of a run that nobody has told of yet."""
+    return RunRecord(
+        id=child.run_id,
+        rank=Status.IN_PROGRESS.priority,
+        source=Source.STUB,
+        updated_at=child.updated_at,
+        replica_id=child.replica_id,
+        status=Status.IN_PROGRESS,
+        kind=RunKind.AUTO,
+        started_at=child.started_at,
+        chat_id=child.chat_id,
+    )
+
+
+def stub_step(child: AttemptRecord) -> StepRecord:
+    """What an attempt tells of a step that nobody has told of yet. Its number, 0, is none: see `write`."""
+    return StepRecord(
+        id=child.step_id,
+        rank=Status.IN_PROGRESS.priority,
+        source=Source.STUB,
+        updated_at=child.updated_at,
+        replica_id=child.replica_id,
+        run_id=child.run_id,
+        status=Status.IN_PROGRESS,
+        step_number=0,
+        started_at=child.started_at,
+        chat_id=child.chat_id,
+    )
+
+
+def _fold(known: dict[str, Record], record: Record) -> None:
+    other = known.get(record.id)
+    known[record.id] = record if other is None else records.merge(other, record)
+
+
+def _in_order(batch: Iterable[Record]) -> list[Record]:
+    def order(record: Record) -> tuple[Any, ...]:
+        if isinstance(record, StepRecord):
+            return (record.run_id, record.step_number, record.id)
+        if isinstance(record, AttemptRecord):
+            return (record.step_id, record.number, record.id)
+        return (record.id,)
+
+    return sorted(batch, key=order)
+
+
+def _add_stubs(connection: Connection, folded: dict[type[Record], dict[str, Record]]) -> None:
+    """Adds a stub for each parent that neither the batch nor the table has.
+
+    As long as a row is a stub, every child's stub is merged into it, not only the first one: so that this, too, comes
+    out the same for any order.
+    """
+    for child, parent, stub_of in _PARENTS:
+        stubs: dict[str, Record] = {}
+        for record in folded[child].values():
+            stub = stub_of(record)
+            told = folded[parent].get(stub.id)
+            if told is None or told.source == Source.STUB:
+                _fold(stubs, stub)
+        known = _told(connection, _KINDS[parent].table, list(stubs))
+        for id, stub in stubs.items():
+            if id not in known:
+                _fold(folded[parent], stub)
+
+
+_PARENTS: tuple[tuple[type[Record], type[Record], Callable[[Any], Record]], ...] = (
+    (AttemptRecord, StepRecord, stub_step),
+    (StepRecord, RunRecord, stub_run),  # last: the stub of a step may need one itself
+)
+
+
+def _told(connection: Connection, table: Table, ids: list[str]) -> set[str]:
+    """Which of the ids have a row that is more than a stub."""
+    found: set[str] = set()
+    for start in range(0, len(ids), IDS_PER_SELECT):
+        found.update(connection.scalars(_select_told(table), {"ids": ids[start : start + IDS_PER_SELECT]}))
+    return found
+
+
+@cache
+def _select_told(table: Table) -> Any:
+    return select(table.c.id).where(table.c.id.in_(bindparam("ids", expanding=True)), table.c.source > Source.STUB)
+
+
+@cache
+def _beat(table: Table) -> Update:
+    now = schema.utc_now()
+    earlier = or_(table.c.heartbeat_at.is_(None), table.c.heartbeat_at < now)
+    return update(table).where(and_(table.c.id == bindparam("row"), earlier)).values(heartbeat_at=now)
+
+
+@cache
+def _upsert(kind: _Kind, dialect: str) -> tuple[Insert, tuple[str, ...]]:
+    """The statement for a kind of record, and the record's attributes that are its parameters."""
+    table, number, scope = kind
+    id = next(iter(table.primary_key.columns)).name
+    attributes = {c.name: "id" if c.name == id else c.name for c in table.columns if c.name != "heartbeat_at"}
+    # A column's own name is reserved for the parameters that SQLAlchemy makes by itself.
+    values: dict[str, Any] = {
+        name: bindparam(_parameter(attribute), type_=table.c[name].type) for name, attribute in attributes.items()
+    }
+    if number and scope:
+        values[number] = _assigned(table, number, scope)
+    if "heartbeat_at" in table.c:
+        values["heartbeat_at"] = schema.utc_now()
+
+    insert = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table).values(values)
+    new = insert.excluded
+    changes: dict[str, Any] = {name: new[name] for name in attributes if name != id}
+    if number and scope:
+        kept = and_(table.c[scope] == new[scope], table.c[number].is_not(None))
+        changes[number] = case((kept, table.c[number]), else_=new[number])
+    higher = tuple_(*(new[name] for name in KEY)) > tuple_(*(table.c[name] for name in KEY))
+    statement = insert.on_conflict_do_update(index_elements=[id], set_=changes, where=higher)
+    return statement, tuple(attributes.values())
+
+
+def _parameter(attribute: str) -> str:
+    return f"new_{attribute}"
+
+
+def _assigned(table: Table, number: str, scope: str) -> ColumnElement[int | None]:
+    """The proposed number if it is free, else the next one after the highest; NULL where none is proposed."""
+    proposed: ColumnElement[int] = cast(bindparam(_parameter(number)), Integer)
+    within: ColumnElement[str] = bindparam(_parameter(scope), type_=table.c[scope].type)
+    others = table.alias("others")
+    taken = exists().where(others.c[scope] == within, others.c[number] == proposed)
+    highest = select(func.max(others.c[number])).where(others.c[scope] == within).scalar_subquery()
+    return case((proposed < 1, None), (taken, highest + 1), else_=proposed)
+
+
+def _lock_numbers(connection: Connection, folded: dict[type[Record], dict[str, Record]]) -> None:
+    """Has the transactions that give numbers within the same run or step wait for each other.
+
+    SQLite has but one writer at a time; on PostgreSQL two of them could see the same number free.
+    """
+    scopes = {
+        getattr(record, scope)
+        for kind, (_, _, scope) in _KINDS.items()
+        if scope is not None
+        for record in folded[kind].values()
+    }
+    if scopes:
+        keys = [
+            int.from_bytes(hashlib.blake2b(scope.encode(), digest_size=8).digest(), signed=True) for scope in scopes
+        ]
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), [{"key": key} for key in sorted(keys)])

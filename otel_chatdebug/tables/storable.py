@@ -1,0 +1,71 @@
+"""Makes text and JSON storable in every database: never an exception, whatever an application hands in.
+
+PostgreSQL takes no NUL in text and no lone surrogate, in JSONB as well; SQLite takes no lone surrogate and no integer
+beyond 64 bits; JSON knows no NaN and no infinity. What cannot be stored is replaced, never dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+"""What a database's integer holds; JSON readers in other languages hold no more either."""
+
+MAX_DEPTH = 64
+"""Levels of nested JSON that are kept. Far below Python's recursion limit, whatever stack we are called on."""
+
+
+def text(value: object) -> str:
+    """``value`` as text without NUL and lone surrogates, each of which becomes U+FFFD. Surrogate pairs are joined."""
+    if type(value) is not str:
+        value = str.__str__(value) if isinstance(value, str) else represent(value)
+    if "\0" in value:
+        value = value.replace("\0", REPLACEMENT)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value
+
+
+def json_value(value: object, depth: int = MAX_DEPTH) -> Any:
+    """A copy of ``value`` that ``json.dumps`` takes as it is: dict, list, str, int, float, bool and None.
+
+    Integers beyond 64 bits, NaN and infinities become strings; any other object its ``repr``; what is nested deeper
+    than `MAX_DEPTH` (a cycle, too) the string ``"..."``.
+    """
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, int):
+        return int(value) if MIN_INTEGER <= value <= MAX_INTEGER else _long(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else repr(float(value))
+    if isinstance(value, dict):
+        if not depth:
+            return "..."
+        return {text(key): json_value(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [json_value(item, depth - 1) for item in value] if depth else "..."
+    return text(represent(value))
+
+
+def represent(value: object) -> str:
+    """``str`` of plain things, ``repr`` of all others; the type's name where that raises (it is foreign code)."""
+    try:
+        return str(value) if isinstance(value, (int, float)) else repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _long(value: int) -> str:
+    """The digits of a long integer; hexadecimal beyond Python's limit for decimal digits (4,300 of them)."""
+    try:
+        return str(int(value))
+    except ValueError:
+        return hex(value)
