@@ -1,0 +1,48 @@
+"""The command ``otel-chatdebug``: one module for each command, and `render` for how things look.
+
+What takes long to import (SQLAlchemy, rich) is imported inside the commands: ``--help`` and mistyped options answer at
+once.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import click
+
+from otel_chatdebug.cli.common import database_option
+from otel_chatdebug.cli.db import db
+from otel_chatdebug.cli.demo import demo
+from otel_chatdebug.cli.info import info
+from otel_chatdebug.cli.runs import runs
+from otel_chatdebug.cli.show import show
+from otel_chatdebug.cli.sweep import sweep
+from otel_chatdebug.version import __version__
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="otel-chatdebug")
+@database_option
+def main() -> None:
+    """See every model call of a chat application: what was sent, what came back, how it ended.
+
+    \b
+    Is a chat stuck, or did one fail?
+      otel-chatdebug runs --status in_progress
+      otel-chatdebug runs --chat CHAT_ID
+      otel-chatdebug show RUN_ID
+
+    \b
+    Nothing recorded yet?
+      otel-chatdebug demo
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign must not end the command
+
+
+for command in (info, runs, show, sweep, demo, db):
+    main.add_command(command)

@@ -1,0 +1,103 @@
+"""What all commands share: the option that names the database, opening it, and where output goes.
+
+An error that a person can do something about is one sentence on stderr and exit status 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from otel_chatdebug.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from sqlalchemy import Engine
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_URL = "otel_chatdebug.database_url"
+
+FILE_WIDTH = 200
+"""Columns of output that goes to a file or a pipe, where COLUMNS says nothing else."""
+
+
+def database_option(function: F) -> F:
+    """``--database-url``, before or after the command's name; the inner one counts."""
+
+    def remember(context: click.Context, _option: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.meta[_URL] = value
+
+    return click.option(
+        "--database-url",
+        metavar="URL",
+        expose_value=False,
+        callback=remember,
+        help="Where the tables are.  [env: OTEL_CHATDEBUG_DATABASE_URL; default: SQLite in the user's state folder]",
+    )(function)
+
+
+def settings() -> Settings:
+    """The settings in force for the command that runs."""
+    return Settings.load(database_url=click.get_current_context().meta.get(_URL))
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turns what reading can raise into one sentence and exit status 1."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from otel_chatdebug.tables import database, queries
+
+    try:
+        yield
+    except (database.DatabaseError, queries.NotFound, queries.Ambiguous) as exc:
+        raise click.ClickException(str(exc)) from None
+    except (SQLAlchemyError, OSError) as exc:
+        raise click.ClickException(cannot_be_used(exc)) from None
+
+
+def cannot_be_used(exc: Exception) -> str:
+    """The sentence for what the database raised."""
+    from otel_chatdebug.tables import database
+
+    return f"The database cannot be used: {database.diagnose(exc)[1]}."
+
+
+@contextmanager
+def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
+    """An engine for a database that is there and has our schema; all else is a sentence. Creates nothing."""
+    with sentences():
+        from otel_chatdebug.tables import database, queries
+
+        engine = queries.open_for_reading(url)
+        try:
+            if not read_only:
+                engine.dispose()
+                engine = database.open_engine(url)
+            yield engine
+        finally:
+            engine.dispose()
+
+
+def console(*, record: bool = False) -> Console:
+    """Standard output. Colours only on a terminal, and not where NO_COLOR is set; no text is taken for markup."""
+    from rich.console import Console
+
+    fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
+    return Console(markup=False, emoji=False, highlight=False, width=fixed, record=record)
+
+
+def print_json(value: Any) -> None:
+    """Pure JSON on standard output, without a raw control character."""
+    from otel_chatdebug.cli.render import clean_json
+
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    click.echo(clean_json(json.dumps(value, ensure_ascii=ascii_only, indent=2)))

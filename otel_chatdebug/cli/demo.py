@@ -1,0 +1,74 @@
+"""``otel-chatdebug demo``: a small chat application against a provider on this machine, and what was recorded of it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from otel_chatdebug.cli.common import console, database_option, open_database, settings
+
+SDKS = ("openai", "anthropic")
+
+
+@click.command()
+@click.option(
+    "--svg",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write the tree to this file as a picture, too.",
+)
+@database_option
+def demo(svg: Path | None) -> None:
+    """Record a small chat application.
+
+    Five turns, three of which go wrong, and what was recorded of them.
+
+    It uses the real openai and anthropic SDKs against a provider on 127.0.0.1 that answers, refuses, and breaks off;
+    no network and no API key is needed. The rows go to your database, beside those of your own applications.
+
+    \b
+    otel-chatdebug demo
+    otel-chatdebug demo --svg demo.svg
+    """
+    missing = [name for name in SDKS if find_spec(name) is None]
+    if missing:
+        raise click.ClickException(
+            f"The demo needs {' and '.join(missing)}: pip install 'otel-chatdebug[demo]', or pip install "
+            f"{' '.join(missing)}."
+        )
+    chosen = settings()
+    if not chosen.recording:
+        raise click.ClickException(
+            "Recording is switched off: unset OTEL_CHATDEBUG_ENABLED and OTEL_SDK_DISABLED for the demo."
+        )
+    from otel_chatdebug.demo import app
+
+    ids = app.main(chosen.database_url, click.echo)
+    with open_database(chosen.database_url) as engine:
+        from otel_chatdebug.tables import queries
+
+        runs = [queries.load_run(engine, id) for id in ids]
+
+    from rich.text import Text
+
+    from otel_chatdebug.cli import render
+
+    output = console(record=svg is not None)
+    output.print(Text("\nWhat was recorded: runs, their model calls, and each request\n", style="bold"))
+    for run in runs:
+        output.print(render.run_tree(run, content=False))
+        output.print()
+    if svg is not None:
+        output.save_svg(str(svg), title="otel-chatdebug demo")
+    failed = next((run["id"] for run in runs if run["status"] == "error"), ids[0])
+    short = render.unique_ids([failed])[0]
+    click.echo("Now type:")
+    for command, why in (
+        ("otel-chatdebug runs", "the newest runs, also those of your own applications"),
+        (f"otel-chatdebug show {short}", "with what was said until it failed"),
+        (f"otel-chatdebug show {short} --full", "with headers and bodies"),
+        ("otel-chatdebug info", "where the tables are, and all settings"),
+    ):
+        click.echo(f"  {command:<36}  {why}")
