@@ -7,6 +7,9 @@ from importlib.resources import files
 
 import pytest
 from opentelemetry.instrumentation import dependencies
+from packaging.requirements import Requirement
+
+from otel_chatdebug import package
 
 DISTRIBUTION = "otel-chatdebug"
 
@@ -46,6 +49,17 @@ def test_our_instrumentors_are_loaded_where_httpx_or_httpx2_is_installed(
     conflict = dependencies.get_dist_dependency_conflicts(distribution(DISTRIBUTION))
 
     assert (conflict is None) is loaded
+
+
+def test_the_instrumentors_ask_for_the_same_versions_as_the_distribution() -> None:
+    requirements = [Requirement(text) for text in distribution(DISTRIBUTION).requires or []]
+    either = {
+        (item.name, str(item.specifier))
+        for item in requirements
+        if item.marker and item.marker.evaluate({"extra": "instruments-any"})
+    }
+
+    assert {(item.name, str(item.specifier)) for item in map(Requirement, package._instruments_any)} == either
 
 
 def test_type_checkers_read_our_annotations() -> None:
