@@ -16,7 +16,7 @@ from otel_chatdebug.wire.openai_completions import OpenAICompletions
 from otel_chatdebug.wire.openai_embeddings import OpenAIEmbeddings
 from otel_chatdebug.wire.openai_responses import OpenAIResponses
 from otel_chatdebug.wire.reading import error_from_body, loads, name
-from otel_chatdebug.wire.sse import Framer, parse_block
+from otel_chatdebug.wire.sse import CR, Framer, parse_block
 from otel_chatdebug.wire.types import Facts, RequestFacts
 
 __all__ = ["FORMATS", "FRAMED_TYPES", "Format", "StreamReader", "error_from_body", "find", "generic", "is_framed"]
@@ -155,6 +155,16 @@ def is_framed(content_type: str | None, first_bytes: bytes = b"", requested_stre
     return requested_stream and first_bytes.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").startswith(_SSE_STARTS)
 
 
+_SHORT = 40
+"""Bytes of data up to which an event is always read: ``[DONE]`` has nothing that marks it but its shortness."""
+
+_ORDINARY = re.compile(rb"(?:(?!data|event: ?error).*\n)*data:.{%d,}" % _SHORT).fullmatch
+"""A block with one long line of data and not named ``error``: read only when it holds a marker."""
+
+_ONE_ORDINARY = re.compile(rb"(?:event:(?! ?error).*\n)?data:.{%d,}\n\n" % _SHORT).fullmatch
+"""The same with its blank line, and nothing behind it."""
+
+
 class StreamReader:
     """Follows an SSE stream and keeps `Facts` of it, at any split of its bytes, in bounded memory.
 
@@ -179,9 +189,6 @@ class StreamReader:
     """So many events at most are read in search of model and id, which stand in the first one, or, at Azure, the
     second."""
 
-    SHORT = 40
-    """Bytes of an event up to which it is always read: ``data: [DONE]`` has nothing that marks it but its shortness."""
-
     def __init__(self, format: Format, *, has_terminal: bool | None = None) -> None:
         self.format = format
         self.has_terminal = format.has_terminal if has_terminal is None else has_terminal
@@ -201,18 +208,19 @@ class StreamReader:
         return self._framer.oversized
 
     def feed(self, data: bytes) -> None:
-        """Takes the next bytes of the body, decoded, split anywhere."""
-        for block in self._framer.feed(data):
-            if block.startswith(b"data:"):
-                if not self._unread and len(block) > self.SHORT and not self._has_marker(block):
-                    self.events += 1
-                    continue
-            elif not block:
-                continue
-            elif not self._unread and b"\ndata:" in block and not self._has_marker(block) and b"event: e" not in block:
+        """Takes the next bytes of the body, decoded, split anywhere. Many events at once are cheapest."""
+        if not self._unread and CR not in data and _ONE_ORDINARY(data) and self._framer.idle:
+            # What nearly all of a stream is: one event in one piece, with nothing in it for us.
+            if self._has_marker(data):
+                self._read(data[:-2])
+            else:
                 self.events += 1
-                continue
-            self._read(block)
+            return
+        for block in self._framer.feed(data):
+            if self._unread or self._has_marker(block) or not _ORDINARY(block):
+                self._read(block)
+            else:
+                self.events += 1
 
     def finish(self) -> None:
         """The end of the body. A last event that no blank line ends is none, as the specification has it; but if it

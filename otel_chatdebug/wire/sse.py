@@ -21,6 +21,9 @@ line must not fill the memory of the process that is watched."""
 _NAME_WITHIN = 1024
 """Bytes at the start of an oversized block in which its ``event:`` line is looked for."""
 
+CR = 0x0D
+"""``CR in data`` is several times faster than the same with a bytes object."""
+
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -42,11 +45,16 @@ class Framer:
         self._partial = bytearray()  # the block that is not whole yet; looked through only when its end is there
         self._oversized: bytes | None = None  # stands for the block whose rest is being skipped
 
+    @property
+    def idle(self) -> bool:
+        """Whether the bytes so far end with a blank line, and a byte order mark or half a CRLF is no question."""
+        return not (self._partial or self._after_cr) and self._bom is None
+
     def feed(self, data: bytes) -> list[bytes]:
         """The blocks that ``data`` completes; some may be empty or hold nothing but comments."""
         if self._bom is not None:
             data = self._without_bom(data)
-        if b"\r" in data or self._after_cr:
+        if CR in data or self._after_cr:
             data = self._without_cr(data)
         if self._partial:
             if b"\n\n" not in data and not (data.startswith(b"\n") and self._partial.endswith(b"\n")):
@@ -98,7 +106,7 @@ class Framer:
             data = data.removeprefix(b"\n")
             self._after_cr = False
         if data:
-            self._after_cr = data[-1] == 0x0D
+            self._after_cr = data[-1] == CR
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
