@@ -54,12 +54,13 @@ def sentences() -> Iterator[None]:
     """Turns what reading can raise into one sentence and exit status 1."""
     from sqlalchemy.exc import SQLAlchemyError
 
+    from otel_chatdebug.cli.render import clean
     from otel_chatdebug.tables import database, queries
 
     try:
         yield
     except (database.DatabaseError, queries.NotFound, queries.Ambiguous) as exc:
-        raise click.ClickException(str(exc)) from None
+        raise click.ClickException(clean(exc)) from None
     except (SQLAlchemyError, OSError) as exc:
         raise click.ClickException(cannot_be_used(exc)) from None
 

@@ -444,7 +444,7 @@ def _tokens(run: Row) -> str:
 
 
 _COLUMNS = [
-    _Column("id", lambda run, short, now: Text(short, style="bold")),
+    _Column("id", lambda run, short, now: Text(clean(short), style="bold")),
     _Column("started", lambda run, short, now: local_time(run.get("started_at"), now)),
     _Column("kind", lambda run, short, now: run.get("kind")),
     _Column("chat", lambda run, short, now: run.get("chat_id"), needs=120, most=20),

@@ -41,4 +41,4 @@ def runs(chat_id: str | None, status: str | None, limit: int, as_json: bool) -> 
     output.print(render.runs_table(found, width=output.width))
     if len(found) == limit:
         output.print(f"The newest {limit}; --limit shows more.", style="dim")
-    output.print(f"otel-chatdebug show {render.unique_ids([row['id'] for row in found])[0]}", style="dim")
+    output.print(f"otel-chatdebug show {render.clean(render.unique_ids([row['id'] for row in found])[0])}", style="dim")

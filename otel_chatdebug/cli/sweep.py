@@ -12,7 +12,8 @@ from otel_chatdebug.cli.common import database_option, open_database, settings
 def sweep() -> None:
     """Close what dead processes left open.
 
-    What gave no sign of life for OTEL_CHATDEBUG_STALE_AFTER seconds is marked as interrupted. Runs once and exits with 0, also where nothing was to be done.
+    What gave no sign of life for OTEL_CHATDEBUG_STALE_AFTER seconds is marked as interrupted. Runs once
+    and exits with 0, also where nothing was to be done.
 
     \b
     otel-chatdebug sweep
