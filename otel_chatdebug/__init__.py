@@ -1,0 +1,29 @@
+"""otel_chatdebug records every LLM call that goes through httpx or httpx2: what was sent, what came back, how it ended.
+
+``import otel_chatdebug as chatdebug``, then ``chatdebug.configure()`` and ``with chatdebug.run("chat_turn", chat_id=...)``.
+"""
+
+from __future__ import annotations
+
+from otel_chatdebug.configuration import configure, shutdown
+from otel_chatdebug.lifecycle import flush
+from otel_chatdebug.pipeline.exporter import ChatDebugSpanExporter
+from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor
+from otel_chatdebug.scopes import reuse_step, run, step
+from otel_chatdebug.status import RunKind, Status, classify_error
+from otel_chatdebug.version import __version__
+
+__all__ = [
+    "ChatDebugSpanExporter",
+    "ChatDebugSpanProcessor",
+    "RunKind",
+    "Status",
+    "__version__",
+    "classify_error",
+    "configure",
+    "flush",
+    "reuse_step",
+    "run",
+    "shutdown",
+    "step",
+]

@@ -1,0 +1,550 @@
+"""One physical request, observed: the non-awaiting half that the sync and the async body share.
+
+Three parties touch an attempt. The thread or task that *reads* the body tells it each chunk (`Attempt.chunk`, which
+counts, keeps a reference and looks for nothing). Whoever sees how the body ends *emits* an event. The thread that has the
+inbox's turn *folds* events by the table in `otel_chatdebug.capture.states`. What is costly (decoding, looking into
+events, parsing) happens in `digest`, for many chunks at a time; redaction happens in the writer's thread.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Sequence
+from enum import Enum
+from functools import partial
+from time import time_ns
+from typing import Any
+
+from opentelemetry.trace import Span
+
+from otel_chatdebug import attributes
+from otel_chatdebug.capture.states import (
+    INCOMPLETE_BODY,
+    INCOMPLETE_STREAM,
+    MOVES,
+    Ending,
+    Event,
+    Moment,
+    State,
+    outcome,
+)
+from otel_chatdebug.faults import fault
+from otel_chatdebug.pipeline.live import LiveStep, end_span
+from otel_chatdebug.records import AttemptContent, AttemptRank, AttemptRecord, ContentRank, Record
+from otel_chatdebug.status import Status
+from otel_chatdebug.wire import encoding, registry
+from otel_chatdebug.wire.sse import SSEDecoder
+from otel_chatdebug.wire.types import Facts
+
+DIGEST_SIZE = 64 * 1024
+"""Bytes of chunks that are kept undigested at most: what a digest works on at a time."""
+
+KEPT_BODY = 4 * 1024 * 1024
+"""Bytes of a decoded body that are kept in memory, from its beginning. Enough for 50,000 characters of text that come in
+events of 300 bytes for each token; a body of 1 GB costs no more."""
+
+PARTIAL_CONTENT_INTERVAL = 5_000_000_000
+"""Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
+
+_BODILESS_METHODS = frozenset({"HEAD"})
+_BODILESS_STATUS = frozenset({204, 304})
+
+_INCOMPLETE_MESSAGES = {
+    INCOMPLETE_STREAM: "the stream ended without its terminal event",
+    INCOMPLETE_BODY: "the body ended before it was whole",
+}
+
+
+class Attempt:
+    """One physical HTTP request of a step."""
+
+    __slots__ = (
+        "__weakref__", "_content_length", "_content_ns", "_decoded", "_decoder", "_digest_at", "_digesting", "_kept",
+        "_raised", "_ready", "_request_body", "_request_headers", "_updated_us", "begun", "bytes_received",
+        "content_us", "end_of_body_ns", "end_reason", "error", "facts", "final", "finished_ns", "first_byte_ns",
+        "format", "id", "in_call", "last_byte_ns", "longest_gap_ns", "method", "moved", "number", "path", "pending", "queued",
+        "rank", "reader", "recorder", "request", "requested_stream", "response_headers", "response_status", "span",
+        "started_ns", "state", "status", "step", "trace_id", "url", "watch",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        step: LiveStep,
+        *,
+        request: Any,
+        method: str,
+        url: str,
+        path: str,
+        format: registry.Format,
+        requested_stream: bool,
+        span: Span | None,
+        trace_id: int,
+        span_id: int,
+        started_ns: int,
+    ) -> None:
+        self.recorder = step.recorder
+        self.step = step
+        self.number = next(step.attempt_numbers)
+        self.id = f"{span_id:016x}"
+        self.trace_id = f"{trace_id:032x}"
+        self.span = span
+        self.request = request
+        self.method = method
+        self.url = url
+        self.path = path
+        self.format = format
+        self.requested_stream = requested_stream
+        self.started_ns = started_ns
+        self.finished_ns: int | None = None
+        self.first_byte_ns: int | None = None
+        self.last_byte_ns: int | None = None
+        self.end_of_body_ns: int | None = None
+        self.longest_gap_ns = 0
+        self.response_status: int | None = None
+        self.response_headers: Any = None
+        self.state = State.WAITING
+        self.status = Status.IN_PROGRESS
+        self.rank: int = AttemptRank.OPEN
+        self.end_reason: str | None = None
+        self.error: Any = None
+        self.facts = Facts()
+        self.reader: registry.StreamReader | None = None
+        self.final = False
+        self.queued = False
+        self.in_call = False
+        """The call that sends it has not returned yet, and will settle the inbox when it does."""
+        self.begun = False
+        """Somebody has begun to iterate the body."""
+        self.moved = False
+        """Chunks came since the last beat."""
+        self.bytes_received = 0
+        self.pending: deque[bytes] = deque()
+        self.watch: object = None
+        self.content_us = 0
+        self._digest_at = DIGEST_SIZE
+        self._digesting = threading.Lock()
+        self._kept = bytearray()
+        self._decoder: encoding.Decoder | None = None
+        self._decoded = True
+        self._content_length: int | None = None
+        self._ready = False
+        self._raised: dict[str, Any] | None = None
+        self._request_headers: Any = None
+        self._request_body: str | None = None
+        self._updated_us = 0
+        self._content_ns = 0
+
+    # -- observing: called by whoever sends the request, reads the body or closes it
+
+    def answered(self, response: Any) -> None:
+        """The transport returned ``response`` (of either library). Called before the application gets it."""
+        self.response_status = response.status_code
+        headers = self.response_headers = response.headers
+        length = headers.get("content-length")
+        if length is not None and length.isascii() and length.isdigit():
+            self._content_length = int(length)
+        if response.is_closed:  # ready content (MockTransport): the body is there at once
+            self._take_ready(response)
+            return
+        coding = headers.get("content-encoding")
+        if coding:
+            self._decoder = encoding.decoder(coding)
+            self._decoded = self._decoder is not None
+        self.emit(self._headers_event(headers.get("content-type"), b""))
+
+    def _headers_event(self, content_type: str | None, first: bytes) -> Event:
+        if registry.is_framed(content_type, first, requested_stream=self.requested_stream):
+            return Event.STREAM_HEADERS
+        return Event.BODY_HEADERS
+
+    def _take_ready(self, response: Any) -> None:
+        content = response.content
+        now = time_ns()
+        if content:
+            self.pending.append(content)
+            self.first_byte_ns = self.last_byte_ns = now
+        self.begun = True
+        self.bytes_received = response.num_bytes_downloaded or len(content)
+        self._ready = True
+        self.emit(self._headers_event(response.headers.get("content-type"), content[:64]))
+        self.emit(Event.END_OF_BODY)
+        self.emit(Event.CLOSED)
+
+    def chunk(self, data: bytes) -> None:
+        """A chunk of the body passes by. The only thing on the path of a chunk; must cost next to nothing."""
+        now = time_ns()
+        last = self.last_byte_ns
+        if last is None:
+            self.first_byte_ns = now
+        elif now - last > self.longest_gap_ns:
+            self.longest_gap_ns = now - last
+        self.last_byte_ns = now
+        self.pending.append(data)
+        self.moved = True
+        self.bytes_received += len(data)
+        if self.bytes_received >= self._digest_at:
+            self.digest(wait=False)
+
+    def emit(self, event: Event, payload: Any = None) -> None:
+        """Something about the body's end was seen. Safe in finalizers; the inbox's thread is not woken."""
+        self.recorder.inbox.emit(self, event, time_ns(), payload)
+
+    def tell(self, event: Event, payload: Any = None) -> None:
+        """Like `emit`, and has the inbox's thread fold it soon. Safe in finalizers."""
+        inbox = self.recorder.inbox
+        inbox.emit(self, event, time_ns(), payload)
+        if not self.in_call:
+            inbox.wake()
+
+    def collected(self, _: object) -> None:
+        """The response's stream object is gone. A finalizer."""
+        if not self.final:
+            self.tell(Event.COLLECTED)
+
+    # -- digesting: by the reading thread, the beat or the thread that folds; one at a time
+
+    def digest(self, *, wait: bool) -> None:
+        """Looks into the chunks that have come. Without ``wait`` not at all when another thread is at it."""
+        if not self._digesting.acquire(blocking=wait):
+            return
+        try:
+            self._digest_at = self.bytes_received + DIGEST_SIZE
+            pending = self.pending
+            if not pending:
+                return
+            parts = []
+            while pending:
+                parts.append(pending.popleft())
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            if self._decoder is not None:
+                data = self._decoder.decode(data)
+            elif not self._decoded:
+                return
+            room = KEPT_BODY - len(self._kept)
+            if room > 0:
+                self._kept += data[:room] if len(data) > room else data
+            if self.reader is not None:
+                self.reader.feed(data)
+        except Exception:
+            fault("Attempt.digest")
+        finally:
+            self._digesting.release()
+
+    # -- folding: called by the thread that has the turn
+
+    def apply(self, event: Enum, at: int, payload: Any) -> None:
+        """One move by the table."""
+        state = self.state
+        if state is State.FINAL:
+            return
+        if event is Event.STREAM_HEADERS:
+            self.reader = registry.StreamReader(self.format)
+        elif state is not State.WAITING:
+            self.digest(wait=True)
+            if state in (State.READING, State.BODY_CLOSING) and self.reader is None:
+                state = self._look_for_frames(state)
+        move = MOVES[state, event]  # type: ignore[index]  # the inbox carries any Enum; ours are Events
+        self.state = move.to
+        if event is Event.END_OF_BODY and self.end_of_body_ns is None:
+            self.end_of_body_ns = at
+            if self.reader is not None:
+                self.reader.finish()
+        if payload is not None:
+            self._raised = payload
+        if move.ending is not None:
+            self._end(move.ending, at)
+        elif move.to is State.FINAL:  # its outcome is known already
+            self.rank, self.final = AttemptRank.FINAL, True
+            self.step.attempt_changed(self, at)
+        self.recorder.mark(self)
+
+    def _look_for_frames(self, state: State) -> State:
+        """A body may show by its first bytes that it is framed, whatever its content type says."""
+        if self.requested_stream and registry.is_framed(None, bytes(self._kept[:64]), requested_stream=True):
+            self.reader = registry.StreamReader(self.format)
+            self.reader.feed(bytes(self._kept))
+            state = self.state = MOVES[state, Event.FRAMED].to
+        return state
+
+    def _end(self, ending: Ending, at: int) -> None:
+        if self.reader is not None:
+            self.facts = self.reader.facts
+        elif ending.rank == AttemptRank.FINAL:
+            self._read_body()
+        stream_error = self.facts.error
+        status_error = None
+        if (self.response_status or 0) >= 400:
+            status_error = stream_error.type if stream_error else str(self.response_status)
+        raised = self._raised
+        found = outcome(
+            ending,
+            whole=self._is_whole(),
+            stream_error=stream_error.type if stream_error else None,
+            status_error=status_error,
+            raised=raised["type"] if raised else None,
+        )
+        self.status, self.end_reason, self.rank = found.status, found.reason.value, found.rank
+        self.final = found.rank == AttemptRank.FINAL
+        self.error = self._error(found.error) if found.error is not None else None
+        if found.moment is Moment.END_OF_BODY:
+            self.finished_ns = self.end_of_body_ns or at
+        elif found.moment is Moment.LAST_BYTE:
+            self.finished_ns = self.last_byte_ns or at
+        else:
+            self.finished_ns = at
+        if self.final and self.span is not None:
+            given = self._span_attributes()
+            self.recorder.inbox.defer(partial(end_span, self.span, given, self.status, self.error, self.finished_ns))
+            self.span = None
+        self.step.attempt_changed(self, at)
+
+    def _error(self, kind: str) -> dict[str, Any]:
+        wire = self.facts.error
+        if wire is not None and wire.type == kind:
+            error: dict[str, Any] = {"type": kind, "message": self.recorder.redactor.text(wire.message)}
+            if wire.code:
+                error["code"] = wire.code
+        elif self._raised is not None and self._raised["type"] == kind:
+            error = dict(self._raised)
+        else:
+            error = {"type": kind, "message": _INCOMPLETE_MESSAGES.get(kind, "")}
+        if self.response_status is not None and self.response_status >= 400:
+            error["status_code"] = self.response_status
+            error["message"] = error["message"] or f"HTTP status {self.response_status}"
+            retry_after = self.response_headers.get("retry-after")
+            if retry_after is not None:
+                error["retry_after"] = str(retry_after)[:100]
+        return error
+
+    def _read_body(self) -> None:
+        """Facts of a body that is not framed: usage, model, finish reason, or an error."""
+        if not self._holds_json():
+            return
+        body = self._json()
+        if body is not None:
+            try:
+                self.format.read_json(self.facts, body)
+            except Exception:
+                fault("Format.read_json")
+        if (self.response_status or 0) >= 400 and self.facts.error is None:
+            self.facts.error = registry.error_from_body(body)
+
+    def _holds_json(self) -> bool:
+        content_type = "" if self.response_headers is None else self.response_headers.get("content-type") or ""
+        return "json" in content_type.lower()
+
+    def _json(self) -> Any:
+        if not self._kept or len(self._kept) >= KEPT_BODY:
+            return None
+        try:
+            return json.loads(self._kept)
+        except (ValueError, RecursionError):
+            return None
+
+    def _is_whole(self) -> bool:
+        if self.reader is not None:
+            return self.facts.terminal or (self.end_of_body_ns is not None and not self.format.has_terminal)
+        status = self.response_status or 0
+        if self.method in _BODILESS_METHODS or status < 200 or status in _BODILESS_STATUS:
+            return True
+        if self._content_length is not None:
+            return self.bytes_received >= self._content_length
+        if self.end_of_body_ns is None:
+            return False
+        if not self._holds_json() or not self._decoded or len(self._kept) >= KEPT_BODY:
+            return True  # nothing says how long it should be: its end is the end
+        return self._json() is not None
+
+    def _span_attributes(self) -> dict[str, Any]:
+        given = attributes.attempt_attributes(self.record())
+        if self.reader is not None:
+            given[attributes.STREAM_LONGEST_GAP] = self.longest_gap_ns / 1e9
+        else:
+            del given[attributes.STREAM_EVENTS]
+        return given
+
+    def run_left(self, at: int) -> None:
+        """The run's scope was left. Called while folding."""
+        self.apply(Event.RUN_LEFT, at, None)
+
+    def settled(self, at: int) -> None:
+        """The step's scope was left. Called while folding."""
+        self.apply(Event.SETTLED, at, None)
+
+    def shut_down(self, at: int) -> None:
+        """The process, or this package, ends: the row says so, and the span is ended now or never."""
+        self.apply(Event.SHUTDOWN, at, None)
+        if self.span is not None:
+            given = self._span_attributes()
+            self.recorder.inbox.defer(partial(end_span, self.span, given, self.status, self.error, at))
+            self.span = None
+
+    # -- looking
+
+    @property
+    def half_read(self) -> bool:
+        """Somebody has begun to read the body, and its outcome is not known yet."""
+        return self.begun and not self.final
+
+    @property
+    def endpoint_label(self) -> str:
+        """``POST /v1/messages``."""
+        return f"{self.method} {self.path}"
+
+    @property
+    def events(self) -> int:
+        return 0 if self.reader is None else self.reader.events
+
+    def beat(self) -> bool:
+        """Looks at what has come since the last beat; True when that is worth a row. Called by the writer's thread."""
+        if not self.moved:
+            return False
+        self.moved = False
+        self.digest(wait=False)
+        return True
+
+    def record(self) -> AttemptRecord:
+        """What is known now. Called while folding, or through ``inbox.reading``."""
+        finished = self.finished_ns
+        return AttemptRecord(
+            id=self.id,
+            rank=self.rank,
+            updated_at=max((finished or self.started_ns) // 1000, self._updated_us),
+            replica_id=self.recorder.replica_id,
+            step_id=self.step.id,
+            run_id=self.step.run.id,
+            status=self.status,
+            number=self.number,
+            started_at=self.started_ns // 1000,
+            finished_at=None if finished is None else finished // 1000,
+            chat_id=self.step.chat_id,
+            trace_id=self.trace_id,
+            span_id=self.id,
+            end_reason=self.end_reason,
+            method=self.method,
+            url=self.url,
+            path=self.path,
+            response_status=self.response_status,
+            error=self.error,
+            bytes_received=self.bytes_received,
+            events=self.events,
+            first_byte_at=None if self.first_byte_ns is None else self.first_byte_ns // 1000,
+            last_byte_at=None if self.last_byte_ns is None else self.last_byte_ns // 1000,
+            duration_ms=None if finished is None else (finished - self.started_ns) / 1e6,
+        )
+
+    def records(self) -> Sequence[Record]:
+        """Its row, its content and, for a step's last attempt, the step's messages. Called by the writer's thread."""
+        record: AttemptRecord = self.recorder.inbox.reading(self.record)
+        self._updated_us = record.updated_at = self.recorder.tick(self._updated_us)
+        found: list[Record] = [record]
+        try:
+            found += self._content(final=record.rank != AttemptRank.OPEN)
+        except Exception:
+            fault("Attempt.records")
+        return found
+
+    def _content(self, *, final: bool) -> list[Record]:
+        """What was sent and what has come, redacted; nothing when it was written a moment ago."""
+        now = time_ns()
+        if not final and self._content_ns and now - self._content_ns < PARTIAL_CONTENT_INTERVAL:
+            return []
+        redactor = self.recorder.redactor
+        first = self._request_headers is None
+        request_body: Any = None
+        if first:
+            self._request_headers = redactor.headers(_pairs(self.request.headers))
+            raw = _request_content(self.request)
+            if raw is not None:
+                self._request_body = redactor.body(raw, self.request.headers.get("content-type"))
+                if len(raw) <= KEPT_BODY:
+                    request_body = _load(raw)
+        kept = self._copy_kept()
+        if kept or not first:
+            self._content_ns = now
+        framed = self.reader is not None
+        content_type = None if self.response_headers is None else self.response_headers.get("content-type")
+        response_body: str | None = None
+        if kept:
+            response_body = redactor.body(
+                kept,
+                "text/event-stream" if framed else content_type,
+                framed=framed,
+                complete=final and len(kept) < KEPT_BODY,
+            )
+        elif self.bytes_received and not self._decoded:
+            response_body = (
+                f"[{self.bytes_received} bytes that cannot be decoded: {self.response_headers.get('content-encoding')}]"
+            )
+        self.content_us = self.recorder.tick(self.content_us)
+        rank = ContentRank.COMPLETE if final else ContentRank.PARTIAL
+        found: list[Record] = [
+            AttemptContent(
+                id=self.id,
+                rank=rank,
+                updated_at=self.content_us,
+                replica_id=self.recorder.replica_id,
+                step_id=self.step.id,
+                run_id=self.step.run.id,
+                chat_id=self.step.chat_id,
+                request_headers=self._request_headers,
+                request_body=self._request_body,
+                response_headers=None
+                if self.response_headers is None
+                else redactor.headers(_pairs(self.response_headers)),
+                response_body=response_body,
+            )
+        ]
+        if self.step.last_attempt is self:
+            found.append(self.step.content(rank, *self._messages(request_body, kept)))
+        return found
+
+    def _messages(self, request_body: Any, kept: bytes) -> tuple[Any, Any]:
+        redactor = self.recorder.redactor
+        request = response = None
+        if request_body is not None:
+            request = self.format.normalize_request(request_body)
+            if request is not None:
+                request = redactor.json_value(request)
+                self._tell_first_message(request)
+        if kept and self.reader is not None:
+            response = self.format.assemble(SSEDecoder().feed(kept))
+        elif kept and self._holds_json() and len(kept) < KEPT_BODY:
+            body = _load(kept)
+            response = None if body is None else self.format.normalize_response(body)
+        return request, None if response is None else redactor.json_value(response)
+
+    def _tell_first_message(self, request: dict[str, Any]) -> None:
+        """The run's summary shows what the user said first, where the application did not say it."""
+        run = self.step.run
+        if run.first_message is not None:
+            return
+        for message in reversed(request.get("messages") or []):
+            if isinstance(message, dict) and message.get("role") == "user":
+                texts = [part.get("text") for part in message.get("parts") or [] if isinstance(part, dict)]
+                run.first_message = " ".join(text for text in texts if isinstance(text, str)) or None
+                self.recorder.mark(run)
+                return
+
+    def _copy_kept(self) -> bytes:
+        with self._digesting:
+            return bytes(self._kept)
+
+
+def _pairs(headers: Any) -> list[tuple[str, str]]:
+    return list(headers.multi_items())
+
+
+def _request_content(request: Any) -> bytes | None:
+    """The body of a request, where it is there at once; None for one that is streamed (never consumed by us)."""
+    content = getattr(request, "_content", None)
+    return content if isinstance(content, bytes) else None
+
+
+def _load(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None

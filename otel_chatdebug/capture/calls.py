@@ -1,0 +1,365 @@
+"""Calls and attempts: what a request that is about to be sent belongs to.
+
+A *call* is what may hold several physical requests: one call of an SDK (its retries), or one ``send`` of a bare client
+(its redirects and auth retries). Both are wrapped, and both make their step lazily, at the first request that is a model
+call: so a GenAI span that the SDK starts meanwhile can be adopted, and a call that is none of a model's makes no step.
+
+Everything here runs in the thread or task that makes the call. Nothing raises into it: whoever calls these functions
+guards them with `otel_chatdebug.faults.fault`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from time import time_ns
+from typing import Any, Final
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import (
+    _SUPPRESS_HTTP_INSTRUMENTATION_KEY,
+    _SUPPRESS_INSTRUMENTATION_KEY,
+    Context,
+    get_current,
+)
+from opentelemetry.trace import Span, SpanKind
+
+from otel_chatdebug import attributes
+from otel_chatdebug.capture.attempt import Attempt
+from otel_chatdebug.capture.states import Event
+from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveStep, ScopeEvent
+from otel_chatdebug.pipeline.opening import CALL, REUSE, STEP, Reuse, StepScope, run_of_call, start_step, with_values
+from otel_chatdebug.pipeline.recorder import Recorder, active
+from otel_chatdebug.wire import registry
+from otel_chatdebug.wire.types import RequestFacts
+
+_SUPPRESS_PLAIN_KEY: Final = "suppress_instrumentation"
+"""The older key, which ``opentelemetry.instrumentation.utils`` still sets and honours."""
+
+ADOPTED: Final = "_chatdebug_adopted"
+"""Attribute of an SDK span object (not a span attribute): it is a step already."""
+
+ADOPTABLE: Final = frozenset({"chat", "generate_content", "text_completion", "embeddings"})
+"""``gen_ai.operation.name`` of spans that may be the step of a call; agents, tools and retrieval are none."""
+
+PARSED_REQUEST: Final = 256 * 1024
+"""Bytes of a request body that are parsed at once for its model; of a larger one only the ends are searched."""
+
+SEARCHED_REQUEST: Final = 4 * 1024
+"""Bytes at each end of a large request body that are searched for its model."""
+
+_MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
+_STREAM: Final = re.compile(rb'"stream"\s*:\s*true')
+
+PROVIDER_BY_HOST: Final = {
+    "api.openai.com": "openai",
+    "api.anthropic.com": "anthropic",
+    "api.groq.com": "groq",
+    "api.mistral.ai": "mistral_ai",
+    "generativelanguage.googleapis.com": "gcp.gemini",
+    "api.deepseek.com": "deepseek",
+    "api.x.ai": "x_ai",
+    "api.cohere.com": "cohere",
+    "api.perplexity.ai": "perplexity",
+}
+"""``gen_ai.provider.name`` of a bare client's request; elsewhere the wire format's own provider is assumed."""
+
+
+class Within:
+    """The value that suppresses HTTP instrumentation below an attempt: ours are told by it from everybody else's."""
+
+    __slots__ = ("method", "url")
+
+    def __init__(self, method: str, url: str) -> None:
+        self.method = method
+        self.url = url
+
+
+class Call:
+    """One call of an SDK, or one ``send`` of a bare client."""
+
+    __slots__ = ("attempts", "body", "context", "is_model_call", "provider", "recorder", "sdk", "started_ns", "step")
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        context: Context,
+        *,
+        sdk: bool,
+        provider: str | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.recorder = recorder
+        self.context = context
+        self.sdk = sdk
+        self.provider = provider
+        self.body = body
+        """The request as the SDK has it, before it becomes JSON."""
+        self.is_model_call = sdk
+        self.started_ns = time_ns()
+        self.step: LiveStep | None = None
+        """Of this call alone; None where its attempts belong to an explicit step."""
+        self.attempts: list[Attempt] = []
+
+    def left(self, exc: BaseException | None) -> None:
+        """The call returned or raised; its body may still be read."""
+        recorder = self.recorder
+        exit_ = NORMAL_EXIT
+        if exc is not None:
+            status = recorder.classify(exc)
+            exit_ = Exit(status, recorder.describe(exc))
+            if self.step is None and not self.attempts and self.sdk and not _scoped(recorder, self.context):
+                self.step = _implicit_step(recorder, self, registry.generic, RequestFacts(), adopt=False)
+        for attempt in self.attempts:
+            attempt.in_call = False
+        if self.step is not None:
+            recorder.inbox.emit(self.step, ScopeEvent.LEFT, time_ns(), exit_)
+        if isinstance(exc, GeneratorExit):  # a dropped coroutine: perhaps the garbage collector is at work
+            recorder.inbox.wake()
+        else:
+            recorder.inbox.settle()
+
+
+def suppressed(context: Context) -> bool:
+    """Whether the user, or an exporter, has asked for no instrumentation."""
+    return bool(context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get(_SUPPRESS_PLAIN_KEY))
+
+
+def _scoped(recorder: Recorder, context: Context) -> bool:
+    scope = context.get(STEP)
+    return (isinstance(scope, StepScope) and scope.hold.live.recorder is recorder) or context.get(REUSE) is not None
+
+
+@lru_cache(maxsize=16)
+def model_path_pattern(pattern: str) -> re.Pattern[str]:
+    """The compiled setting ``model_paths``."""
+    return re.compile(pattern)
+
+
+def is_model_path(recorder: Recorder, method: str, path: str) -> bool:
+    """Whether a request looks like a model call."""
+    return method == "POST" and model_path_pattern(recorder.settings.model_paths).search(path) is not None
+
+
+def begin_attempt(request: Any) -> tuple[Attempt, Context] | None:
+    """The attempt that ``request`` is, and the context in which to send it; None when it is none of ours.
+
+    ``request`` is a request of either library. Its headers get the trace context, as the stock instrumentation does.
+    """
+    recorder = active()
+    if recorder is None or recorder.closed:
+        return None
+    context = get_current()
+    if suppressed(context):
+        return None
+    method = request.method
+    url = request.url
+    within = context.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)
+    if within:
+        # Within an attempt of ours the key is set by us: another request (an ASGI app in this process that calls a
+        # model) is recorded, the same one (a transport that sends it with another client) is not.
+        if not isinstance(within, Within) or (within.method == method and within.url == str(url)):
+            return None
+    call = context.get(CALL)
+    if not isinstance(call, Call) or call.recorder is not recorder:
+        call = None
+    path = url.path
+    scope = context.get(STEP)
+    if not isinstance(scope, StepScope) or scope.hold.live.recorder is not recorder:
+        scope = None
+    if not (
+        (call is not None and call.is_model_call)
+        or is_model_path(recorder, method, path)
+        or (scope is not None and scope.capture == "all")
+    ):
+        return None
+    return _begin(recorder, context, call, scope, request, method, url, path)
+
+
+def _begin(
+    recorder: Recorder,
+    context: Context,
+    call: Call | None,
+    scope: StepScope | None,
+    request: Any,
+    method: str,
+    url: Any,
+    path: str,
+) -> tuple[Attempt, Context]:
+    full_url = str(url)
+    started_ns = time_ns()
+    format = registry.find(path) or registry.generic
+    facts = request_facts(format, call.body if call is not None else None, request)
+    if call is None:  # `_send_single_request` was called directly: a call of its own
+        call = Call(recorder, context, sdk=False)
+    call.is_model_call = True
+    if call.provider is None:
+        call.provider = PROVIDER_BY_HOST.get(url.host) or format.provider
+    step, parent = _step_for(recorder, context, call, scope, format, facts)
+    _learn(step, call, facts)
+    shown_url = recorder.redacted_url(full_url)
+    span, _, span_id = recorder.start_span(
+        method,
+        SpanKind.CLIENT,
+        parent,
+        attributes.request_attributes(method, shown_url, url.host, url.port),
+        started_ns,
+    )
+    attempt = Attempt(
+        step,
+        request=request,
+        method=method,
+        url=shown_url,
+        path=path,
+        format=format,
+        requested_stream=facts.stream,
+        span=span,
+        trace_id=int(step.trace_id, 16) if span is None else span.get_span_context().trace_id,
+        span_id=span_id,
+        started_ns=started_ns,
+    )
+    attempt.in_call = True
+    call.attempts.append(attempt)
+    inbox = recorder.inbox
+    inbox.emit(step, ScopeEvent.ATTEMPT, started_ns, attempt)
+    recorder.mark(attempt)
+    recorder.ensure_running()
+    inbox.settle()
+    inner = with_values(
+        context,
+        {_SUPPRESS_HTTP_INSTRUMENTATION_KEY: Within(method, full_url), CALL: None, STEP: None},
+        span,
+    )
+    if span is not None:
+        propagate.inject(request.headers, inner)
+    return attempt, inner
+
+
+def _step_for(
+    recorder: Recorder,
+    context: Context,
+    call: Call,
+    scope: StepScope | None,
+    format: registry.Format,
+    facts: RequestFacts,
+) -> tuple[LiveStep, Context]:
+    """The step of an attempt, and the context below which the attempt's span goes."""
+    if scope is not None:
+        live = scope.hold.live
+        if isinstance(live, LiveStep) and not live.final:
+            return live, context
+    reuse = context.get(REUSE)
+    if isinstance(reuse, Reuse) and call.step is None:
+        return shared_step(
+            recorder, reuse, context, operation_name=format.operation, provider=call.provider, model=facts.model
+        )
+    if call.step is None:
+        call.step = _implicit_step(recorder, call, format, facts, adopt=call.sdk)
+    step = call.step
+    if step.span_context is None:
+        return step, context
+    if step.span is None:  # adopted: a span between the two is its owner's descendant, too
+        return step, context
+    return step, trace.set_span_in_context(step.span, context)
+
+
+def shared_step(
+    recorder: Recorder, reuse: Reuse, context: Context, *, operation_name: str, **given: Any
+) -> tuple[LiveStep, Context]:
+    """The step that all calls of the current run share inside of ``reuse_step()``, made when it is first needed."""
+    started_ns = time_ns()
+    run, parent = run_of_call(recorder, context, started_ns)
+    hold = reuse.steps.get(run.live.id)
+    if hold is None or hold.live.recorder is not recorder or hold.live.final:
+        step = start_step(recorder, run, parent, started_ns, explicit=True, operation_name=operation_name, **given)
+        hold = reuse.steps[run.live.id] = Hold(step)
+    live = hold.live
+    assert isinstance(live, LiveStep)
+    return live, parent if live.span is None else trace.set_span_in_context(live.span, context)
+
+
+def _implicit_step(
+    recorder: Recorder, call: Call, format: registry.Format, facts: RequestFacts, *, adopt: bool
+) -> LiveStep:
+    """The step of a call that is inside of no explicit one: an adopted GenAI span, or a span of its own."""
+    adopted = _adoptable(get_current()) if adopt else None
+    context = get_current() if adopted is not None else call.context
+    run, parent = run_of_call(recorder, context, call.started_ns)
+    if facts.model is None and call.body is not None:
+        model = call.body.get("model")
+        facts.model = model if isinstance(model, str) else None
+    return start_step(
+        recorder,
+        run,
+        parent,
+        call.started_ns,
+        explicit=False,
+        operation_name=format.operation,
+        adopted=adopted,
+        provider=call.provider,
+        model=facts.model,
+        operation="stream" if facts.stream else "generate",
+    )
+
+
+def _adoptable(context: Context) -> Span | None:
+    """The current span, where it is a GenAI call span that nobody has taken as a step yet."""
+    span = trace.get_current_span(context)
+    given = getattr(span, "attributes", None)
+    if (
+        given is None
+        or not span.is_recording()
+        or given.get(attributes.OPERATION_NAME) not in ADOPTABLE
+        or given.get(attributes.RECORD) is not None
+        or getattr(span, ADOPTED, False)
+    ):
+        return None
+    setattr(span, ADOPTED, True)
+    return span
+
+
+def _learn(step: LiveStep, call: Call, facts: RequestFacts) -> None:
+    """What an explicit step was not told, its first request tells."""
+    if step.provider is None:
+        step.provider = call.provider
+    if step.operation is None:
+        step.operation = "stream" if facts.stream else "generate"
+    if step.model is None and facts.model is not None:
+        step.model = facts.model
+        if step.span is not None and step.span.is_recording():
+            step.span.update_name(f"{step.operation_name} {facts.model}")
+    for name, value in facts.options.items():
+        step.options[f"gen_ai.request.{name}"] = value
+
+
+def request_facts(format: registry.Format, body: Mapping[str, Any] | None, request: Any) -> RequestFacts:
+    """Model, stream and options of a request, from what the SDK has or from the bytes that are to be sent."""
+    if body is None:
+        raw = getattr(request, "_content", None)
+        if not isinstance(raw, bytes) or not raw:
+            return RequestFacts()
+        if len(raw) > PARSED_REQUEST:
+            ends = raw[:SEARCHED_REQUEST] + b" " + raw[-SEARCHED_REQUEST:]
+            model = _MODEL.search(ends)
+            return RequestFacts(
+                model=model.group(1).decode("utf-8", "replace") if model else None,
+                stream=_STREAM.search(ends) is not None,
+            )
+        try:
+            parsed = json.loads(raw)
+        except (ValueError, RecursionError):
+            return RequestFacts()
+        if not isinstance(parsed, dict):
+            return RequestFacts()
+        body = parsed
+    return format.request_facts(body)
+
+
+def raised(attempt: Attempt, exc: BaseException) -> None:
+    """The transport raised ``exc`` before there were headers."""
+    if isinstance(exc, Exception):
+        attempt.tell(Event.TRANSPORT_ERROR, attempt.recorder.describe(exc))
+    else:
+        attempt.tell(Event.CANCELLED)

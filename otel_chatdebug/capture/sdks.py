@@ -1,0 +1,118 @@
+"""Calls of the SDKs: what holds the retries of one logical model call together.
+
+The Stainless family (openai, anthropic, groq and their kin) has one ``request`` method on ``SyncAPIClient`` and on
+``AsyncAPIClient`` of its ``_base_client``; one call of it holds all retries, and its signature is the same in every
+version looked at (openai 1 to 3, anthropic 0 to 2, groq 0 and 1). It is looked up on the class for each call, so clients
+that were made earlier are seen, too.
+
+Nothing is imported: a module that is loaded already is patched at once, any other when the application imports it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Final
+
+import wrapt
+from opentelemetry.context import get_current
+
+from otel_chatdebug.capture import hooks
+from otel_chatdebug.capture.calls import Call, is_model_path, suppressed
+from otel_chatdebug.pipeline.opening import CALL
+from otel_chatdebug.pipeline.recorder import active
+
+logger = logging.getLogger("otel_chatdebug")
+
+STAINLESS: Final = {
+    "openai._base_client": "openai",
+    "anthropic._base_client": "anthropic",
+    "groq._base_client": "groq",
+}
+"""Module to patch, and the ``gen_ai.provider.name`` of its SDK."""
+
+_CLIENTS: Final = (("SyncAPIClient", hooks.around_call), ("AsyncAPIClient", hooks.around_async_call))
+
+_PARAMETERS: Final = ("self", "cast_to", "options")
+"""The first parameters of ``request``; where they are others, the hook no longer fits."""
+
+_patched: list[type] = []
+_enabled = False
+_watched: set[str] = set()
+
+
+def _opener(provider: str) -> hooks.Opener:
+    def open_call(args: hooks.Arguments, kwargs: dict[str, Any]) -> Call | None:
+        recorder = active()
+        if recorder is None or recorder.closed:
+            return None
+        context = get_current()
+        if suppressed(context) or isinstance(context.get(CALL), Call):
+            return None
+        options = kwargs["options"] if "options" in kwargs else args[1]
+        # Options have the path below the base URL ("/chat/completions"), which is enough for patterns that are searched.
+        path = "/" + options.url.partition("?")[0].lstrip("/")
+        if not is_model_path(recorder, options.method.upper(), path):
+            return None
+        body = options.json_data
+        return Call(
+            recorder,
+            context,
+            sdk=True,
+            provider=provider,
+            body=body if isinstance(body, Mapping) else None,
+        )
+
+    return open_call
+
+
+def instrument() -> None:
+    """Patches the SDKs that are loaded, and has the others patched when they are imported. Idempotent."""
+    global _enabled
+    _enabled = True
+    for name in STAINLESS:
+        module = sys.modules.get(name)
+        if module is not None and hasattr(module, "AsyncAPIClient"):
+            _patch(module)
+        if name not in _watched:
+            # An import hook cannot be taken back, so it is set once and asks whether it is still wanted.
+            _watched.add(name)
+            wrapt.register_post_import_hook(_patch_if_enabled, name)
+
+
+def uninstrument() -> None:
+    """Takes off every patch of `instrument`."""
+    global _enabled
+    _enabled = False
+    while _patched:
+        hooks.remove(_patched.pop(), "request")
+
+
+def _patch_if_enabled(module: ModuleType) -> None:
+    if _enabled:
+        _patch(module)
+
+
+def _patch(module: ModuleType) -> None:
+    opener = _opener(STAINLESS[module.__name__])
+    for owner_name, around in _CLIENTS:
+        owner = getattr(module, owner_name, None)
+        if owner is None or not _fits(getattr(owner, "request", None)):
+            logger.warning(
+                "%s.%s.request is not what otel_chatdebug knows: retries of this SDK are recorded as steps of their own",
+                module.__name__,
+                owner_name,
+            )
+            continue
+        hooks.install(owner, "request", around(opener))
+        _patched.append(owner)
+
+
+def _fits(function: Any) -> bool:
+    try:
+        return tuple(inspect.signature(function).parameters)[:3] == _PARAMETERS
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,106 @@
+"""``configure()`` and ``shutdown()``: all that an application has to call, if it calls anything."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+
+from opentelemetry import trace
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # untyped
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from otel_chatdebug import lifecycle
+from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
+from otel_chatdebug.pipeline.exporter import ChatDebugOTLPSpanExporter
+from otel_chatdebug.settings import Settings
+from otel_chatdebug.status import Status
+
+_instrumented: list[BaseInstrumentor] = []
+"""What `configure` has switched on, for `shutdown` to switch off."""
+_made: weakref.WeakSet[SDKTracerProvider] = weakref.WeakSet()
+"""The tracer providers that `configure` has made."""
+
+
+def configure(
+    *,
+    database_url: str | None = None,
+    enabled: str | None = None,
+    stale_after: float | None = None,
+    allow_headers: tuple[str, ...] | None = None,
+    allow_query: tuple[str, ...] | None = None,
+    tracer_provider: trace.TracerProvider | None = None,
+    service_name: str | None = None,
+    classify_error: Callable[[BaseException | None], Status] | None = None,
+    http_spans: bool = False,
+) -> None:
+    """Starts recording: patches httpx and httpx2 (now, or when they are imported) and follows the tracer provider.
+
+    All arguments are optional and go over the environment (see `otel_chatdebug.settings`). An SDK tracer provider that
+    is there is joined (``tracer_provider``, else the global one); else a global one is made, with ``service_name``. OTLP is
+    on only where ``OTEL_TRACES_EXPORTER`` or an ``OTEL_EXPORTER_OTLP_*ENDPOINT`` says so. ``classify_error`` replaces
+    `otel_chatdebug.classify_error`. ``http_spans`` also switches the stock httpx instrumentation on, for all requests
+    that are no model calls; it imports httpx and httpx2, so alias them first.
+
+    Can be repeated: what was in force is shut down first. Raises nothing but ``TypeError`` for wrong arguments: a bad
+    database URL is one logged sentence, and the application goes on without tables.
+    """
+    shutdown()
+    settings = Settings.load(
+        database_url=database_url,
+        enabled=enabled,
+        stale_after=stale_after,
+        allow_headers=allow_headers,
+        allow_query=allow_query,
+    )
+    if not settings.recording:
+        return
+    provider = tracer_provider or trace.get_tracer_provider()
+    if not isinstance(provider, SDKTracerProvider):
+        resource = Resource.create({"service.name": service_name} if service_name else {})
+        # It stays the global one for good, so it is never shut down; OTLP hangs on our processor, which is.
+        provider = SDKTracerProvider(resource=resource, shutdown_on_exit=False)
+        _made.add(provider)
+        trace.set_tracer_provider(provider)
+    delegate = None
+    if settings.wants_otlp and provider in _made:  # one that was joined has exporters of its own
+        delegate = BatchSpanProcessor(ChatDebugOTLPSpanExporter())
+    lifecycle.arm(settings, tracer_provider=tracer_provider, classify=classify_error, delegate=delegate)
+    if "*" not in settings.disabled_instrumentations:
+        for name, instrumentor in INSTRUMENTORS.items():
+            if name not in settings.disabled_instrumentations:
+                _switch_on(instrumentor(), tracer_provider)
+    if http_spans:
+        _switch_on_stock(tracer_provider)
+
+
+def shutdown() -> None:
+    """Ends recording: what is open is told that it was left, spans are ended, everything is written.
+
+    No thread and no open file of ours is left. Takes 5 s at most, whatever the database does. A tracer provider that
+    was joined is not shut down. Can be repeated, and `configure` starts anew.
+    """
+    lifecycle.disarm()
+    while _instrumented:
+        _instrumented.pop().uninstrument()
+
+
+def _switch_on(instrumentor: BaseInstrumentor, tracer_provider: trace.TracerProvider | None) -> None:
+    if not instrumentor.is_instrumented_by_opentelemetry:
+        # The library need not be installed: it is patched when it is imported, if ever.
+        instrumentor.instrument(tracer_provider=tracer_provider, skip_dep_check=True)
+        _instrumented.append(instrumentor)
+
+
+def _switch_on_stock(tracer_provider: trace.TracerProvider | None) -> None:
+    from opentelemetry.instrumentation import httpx as stock  # imports httpx and httpx2
+
+    for name in ("HTTPXClientInstrumentor", "HTTPX2ClientInstrumentor"):
+        instrumentor = getattr(stock, name, None)
+        if instrumentor is None or instrumentor().is_instrumented_by_opentelemetry:
+            continue
+        with contextlib.suppress(ModuleNotFoundError):  # one of the two libraries is enough
+            instrumentor().instrument(tracer_provider=tracer_provider, skip_dep_check=True)
+            _instrumented.append(instrumentor())

@@ -1,0 +1,249 @@
+"""Starting and ending: one recorder in force at a time, its writer, the provider that it follows, fork and exit.
+
+Called by the instrumentors (`arm`) and by `otel_chatdebug.configuration`. Everything that is started here is ended by
+`disarm`: no thread and no open file is left, and it takes `SHUTDOWN_SECONDS` at most, whatever the database does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from time import time_ns
+from typing import Any, Final
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
+
+from otel_chatdebug.faults import fault
+from otel_chatdebug.pipeline import recorder as recorders
+from otel_chatdebug.pipeline.live import ScopeEvent
+from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor, processor_of
+from otel_chatdebug.pipeline.recorder import Recorder
+from otel_chatdebug.redaction import Redactor
+from otel_chatdebug.settings import Settings
+from otel_chatdebug.status import Status, classify_error
+from otel_chatdebug.tables.writer import Beat, Writer
+
+logger = logging.getLogger("otel_chatdebug")
+
+SHUTDOWN_SECONDS: Final = 5.0
+"""What ending takes at most, at `shutdown()` and at the exit of the interpreter."""
+
+BEATS_PER_THRESHOLD: Final = 3
+"""Heartbeats in ``stale_after`` seconds: one may be late, and there are two still."""
+
+LONGEST_BEAT: Final = 2.0
+"""Seconds between two heartbeats at most: a stuck stream's counters are in its row soon, whatever the threshold."""
+
+_lock = threading.RLock()
+_armed: _Armed | None = None
+
+
+class _Armed:
+    """What is in force: the recorder, its writer, and the provider's processor, if there is one."""
+
+    def __init__(self, recorder: Recorder, writer: Writer, provider: trace.TracerProvider | None) -> None:
+        self.recorder = recorder
+        self.writer = writer
+        self.provider = provider
+        self.processor: ChatDebugSpanProcessor | None = None
+        self.delegate: SpanProcessor | None = None
+
+    def join(self) -> None:
+        """Has our processor follow the provider: the one that was given, or the global one if there is one by now."""
+        if self.processor is not None:
+            return
+        provider = self.provider or trace.get_tracer_provider()
+        if isinstance(provider, SDKTracerProvider):
+            self.processor = processor_of(provider)
+            self.processor.arm(self.recorder, self.delegate)
+            service = provider.resource.attributes.get("service.name")
+            if self.recorder.service_name is None and service is not None:
+                self.recorder.service_name = str(service)
+
+    def start(self) -> None:
+        """At the first attempt: by now the provider is there, and our exit handler must come before its own."""
+        self.join()
+        self.recorder.inbox.start()
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
+
+
+def heartbeat_interval(stale_after: float) -> float:
+    """Seconds between two heartbeats."""
+    return min(stale_after / BEATS_PER_THRESHOLD, LONGEST_BEAT)
+
+
+def arm(
+    settings: Settings | None = None,
+    *,
+    tracer_provider: trace.TracerProvider | None = None,
+    classify: Callable[[BaseException | None], Status] | None = None,
+    delegate: SpanProcessor | None = None,
+    writer: Any = None,
+) -> Recorder | None:
+    """Puts a recorder in force, if none is; None where the settings say that nothing is recorded.
+
+    ``writer`` replaces the writer of the tables (for a benchmark). Nothing is opened and no thread is started before
+    there is something to record.
+    """
+    global _armed
+    with _lock:
+        if _armed is not None:
+            return _armed.recorder
+        settings = settings or Settings.load()
+        if not settings.recording:
+            return None
+        replica_id = secrets.token_hex(8)
+        if writer is None:
+            writer = Writer(
+                settings.database_url,
+                replica_id=replica_id,
+                heartbeat_interval=heartbeat_interval(settings.stale_after),
+                beat=_beat,
+                retention_days=settings.retention_days,
+                max_size=settings.max_size,
+            )
+        recorder = Recorder(
+            settings,
+            writer,
+            replica_id=replica_id,
+            redactor=Redactor(allow_headers=settings.allow_headers, allow_query=settings.allow_query),
+            tracer_provider=tracer_provider,
+            classify=_guarded(classify or classify_error),
+        )
+        _armed = _Armed(recorder, writer, tracer_provider)
+        _armed.delegate = delegate
+        recorder.on_start = _armed.start
+        _armed.join()
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
+        recorders.activate(recorder)
+        return recorder
+
+
+def disarm(timeout: float = SHUTDOWN_SECONDS) -> bool:
+    """Ends what `arm` began: open rows are told that the process left them, spans are ended, all is written.
+
+    False when that was not possible within ``timeout`` seconds. Can be repeated.
+    """
+    global _armed
+    deadline = time.monotonic() + timeout
+    with _lock:
+        armed, _armed = _armed, None
+        recorders.activate(None)
+    if armed is None:
+        return True
+    recorder = armed.recorder
+    _end_what_is_open(recorder)
+    done = recorder.inbox.stop(max(0.0, deadline - time.monotonic()))
+    recorder.closed = True
+    # The tables first: they are why we are here, and OTLP may wait for a collector that is gone.
+    done = armed.writer.close(max(0.1, deadline - time.monotonic())) and done
+    if armed.processor is not None:
+        _within(max(0.1, deadline - time.monotonic()), armed.processor.disarm)
+    return done
+
+
+def flush(timeout: float = SHUTDOWN_SECONDS) -> bool:
+    """Folds what has happened and writes it. False when that takes longer."""
+    armed = _armed
+    if armed is None:
+        return True
+    folded = armed.recorder.inbox.flush(timeout)
+    return bool(armed.writer.flush(timeout)) and folded
+
+
+def _end_what_is_open(recorder: Recorder) -> None:
+    now = time_ns()
+    inbox = recorder.inbox
+    inbox.flush()
+    for step in list(recorder.open_steps.values()):
+        inbox.emit(step, ScopeEvent.SHUTDOWN, now)
+    for run in list(recorder.open_runs.values()):
+        inbox.emit(run, ScopeEvent.SHUTDOWN, now)
+    inbox.flush()
+
+
+def _within(seconds: float, action: Callable[[], None]) -> None:
+    """Performs ``action`` in a thread of its own, and goes on without it when it takes too long."""
+
+    def act() -> None:
+        try:
+            action()
+        except Exception:
+            fault("shutting down OTLP")
+
+    thread = threading.Thread(target=act, name="otel-chatdebug-shutdown", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is too far gone for threads
+        act()
+        return
+    thread.join(seconds)
+
+
+def _beat() -> Beat:
+    """What is open, for the writer's heartbeat."""
+    armed = _armed
+    if armed is None:
+        return Beat()
+    recorder = armed.recorder
+
+    def look() -> tuple[list[Any], list[str], list[str], list[str]]:
+        attempts = list(recorder.open_attempts.values())
+        return attempts, list(recorder.open_runs), list(recorder.open_steps), list(recorder.open_attempts)
+
+    attempts, runs, steps, ids = recorder.inbox.reading(look)
+    return Beat([attempt for attempt in attempts if attempt.beat()], runs, steps, ids)
+
+
+def _guarded(classify: Callable[[BaseException | None], Status]) -> Callable[[BaseException | None], Status]:
+    """A user's ``classify_error`` that raises, or answers something else, is replaced by ours for that exception."""
+
+    def guarded(exc: BaseException | None) -> Status:
+        try:
+            return Status(classify(exc))
+        except Exception:
+            fault("classify_error")
+            return classify_error(exc)
+
+    return guarded
+
+
+def _at_exit() -> None:
+    try:
+        disarm()
+    except Exception:
+        fault("the exit handler")
+
+
+def _after_fork_in_child() -> None:
+    """The child has none of the parent's open attempts, queue, connection and replica id; it has its own."""
+    global _armed, _lock
+    _lock = threading.RLock()
+    armed, _armed = _armed, None
+    if armed is None:
+        return
+    old = armed.recorder
+    old.closed = True
+    recorders.activate(None)
+    armed.writer.forget()
+    recorder = arm(
+        old.settings,
+        tracer_provider=armed.provider,
+        classify=old.classify,
+        delegate=armed.delegate,
+    )
+    if recorder is not None:
+        recorder.service_name = old.service_name
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

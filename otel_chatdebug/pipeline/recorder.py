@@ -1,0 +1,169 @@
+"""The recorder: what every live run, step and attempt of this process shares, and the register of what is open.
+
+There is at most one active recorder (`active`); ``configure()`` and the instrumentors make it, ``shutdown()`` and a fork
+end it. Whoever finds none, or a closed one, records nothing and costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Tracer
+
+from otel_chatdebug.attributes import SCHEMA_URL
+from otel_chatdebug.pipeline.inbox import Inbox
+from otel_chatdebug.records import Record
+from otel_chatdebug.redaction import Redactor
+from otel_chatdebug.settings import Settings
+from otel_chatdebug.status import Status
+from otel_chatdebug.version import __version__
+
+if TYPE_CHECKING:
+    from otel_chatdebug.pipeline.live import LiveRun, LiveStep, LocalRoot
+
+TRACER_NAME = "otel_chatdebug"
+"""The instrumentation scope of our spans."""
+
+ERROR_MESSAGE_LIMIT = 2_000
+"""Characters of an error's message that are kept."""
+
+
+REDACTED_URLS = 256
+"""Redacted URLs that are remembered: an application calls few different ones, thousands of times."""
+
+
+class Source(Protocol):
+    """Something live whose state can be written as rows (the writer's side is in `otel_chatdebug.tables.writer`)."""
+
+    final: bool
+    queued: bool
+
+    def records(self) -> Sequence[Record]:
+        """The rows as they stand now. Called by the writer's thread."""
+
+
+class Sink(Protocol):
+    """Where live things go to be written: the writer of the tables, or what a test or a benchmark puts there."""
+
+    def put(self, source: Any) -> None:
+        """Has ``source`` written soon. Any thread, finalizers too: must not block, raise or take a lock."""
+
+
+class OpenAttempt(Source, Protocol):
+    """What the register knows of an open attempt."""
+
+    id: str
+
+    def beat(self) -> bool:
+        """Looks at what has come since the last beat; True when that is worth a row."""
+
+    def shut_down(self, at: int) -> None:
+        """The process, or this package, ends at ``at``. Called while folding."""
+
+
+class Recorder:
+    """What live runs, steps and attempts share. Made by `otel_chatdebug.lifecycle`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sink: Sink,
+        *,
+        replica_id: str,
+        redactor: Redactor,
+        tracer_provider: trace.TracerProvider | None = None,
+        classify: Callable[[BaseException | None], Status],
+        service_name: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self.sink = sink
+        self.replica_id = replica_id
+        self.redactor = redactor
+        self.classify = classify
+        self.service_name = service_name
+        self.inbox = Inbox()
+        self.closed = False
+        self.on_start: Callable[[], None] | None = None
+        """Called once, at the first attempt: starts threads, puts the exit handler before the provider's."""
+        self.redacted_url = lru_cache(maxsize=REDACTED_URLS)(redactor.url)
+        self.tracer: Tracer = trace.get_tracer(TRACER_NAME, __version__, tracer_provider, SCHEMA_URL)
+        # The register of what is open. Changed while folding only; it keeps live things alive that nobody else may
+        # hold (an attempt whose stream the application has, a run whose handle was dropped a moment ago).
+        self.open_runs: dict[str, LiveRun] = {}
+        self.open_steps: dict[str, LiveStep] = {}
+        self.open_attempts: dict[str, OpenAttempt] = {}
+        # Local root spans that carry an auto run, by span id; `on_end` of our span processor looks here.
+        self.auto_roots: weakref.WeakValueDictionary[int, LocalRoot] = weakref.WeakValueDictionary()
+
+    def ensure_running(self) -> None:
+        """Starts what runs in the background, at the first attempt. Must not be called by a finalizer."""
+        on_start = self.on_start
+        if on_start is not None:
+            self.on_start = None
+            on_start()
+
+    def mark(self, source: Source) -> None:
+        """Has ``source`` written soon, once for all that changes until then. Any thread; no lock."""
+        if not source.queued and not self.closed:
+            source.queued = True
+            self.sink.put(source)
+
+    def start_span(
+        self,
+        name: str,
+        kind: SpanKind,
+        context: Context | None,
+        attributes: dict[str, Any],
+        start_time: int,
+        links: Sequence[Link] = (),
+    ) -> tuple[Span | None, int, int]:
+        """Starts a span and returns it with its trace id and span id.
+
+        Without an SDK the span is None, and a sampler's "drop" gives a span that records nothing; there are ids in
+        either case (ours, where the API gives zeros or those of the parent). User code (samplers, processors) runs
+        here: not to be called while folding.
+        """
+        span = self.tracer.start_span(
+            name, context=context, kind=kind, attributes=attributes, start_time=start_time, links=links
+        )
+        made = span.get_span_context()
+        parent = trace.get_current_span(context).get_span_context()
+        if not made.is_valid or made.span_id == parent.span_id:
+            return None, parent.trace_id or random.getrandbits(128), random.getrandbits(64)
+        return span, made.trace_id, made.span_id
+
+    @staticmethod
+    def tick(last: int) -> int:
+        """The next ``updated_at`` of an id whose last one was ``last``: microseconds, strictly increasing."""
+        return max(time.time_ns() // 1000, last + 1)
+
+    def describe(self, exc: BaseException) -> dict[str, Any]:
+        """An exception as the ``error`` column tells it: ``{"type": ..., "message": ...}``, redacted and bounded."""
+        kind = type(exc)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        try:
+            message = str(exc)
+        except Exception as failure:
+            message = f"(its message cannot be told: {type(failure).__name__})"
+        return {"type": name, "message": self.redactor.text(message[:ERROR_MESSAGE_LIMIT])}
+
+
+_active: Recorder | None = None
+
+
+def active() -> Recorder | None:
+    """The recorder in force; None when nothing is to be recorded."""
+    return _active
+
+
+def activate(recorder: Recorder | None) -> None:
+    """Puts ``recorder`` in force, or none. Called by `otel_chatdebug.lifecycle` only."""
+    global _active
+    _active = recorder
