@@ -1,6 +1,7 @@
 """otel_chatdebug records every LLM call that goes through httpx or httpx2: what was sent, what came back, how it ended.
 
-``import otel_chatdebug as chatdebug``, then ``chatdebug.configure()`` and ``with chatdebug.run("chat_turn", chat_id=...)``.
+``import otel_chatdebug as chatdebug``, then ``chatdebug.configure()`` and ``with chatdebug.run("chat_turn",
+chat_id=...)``.
 """
 
 from __future__ import annotations

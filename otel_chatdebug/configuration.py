@@ -39,10 +39,10 @@ def configure(
     """Starts recording: patches httpx and httpx2 (now, or when they are imported) and follows the tracer provider.
 
     All arguments are optional and go over the environment (see `otel_chatdebug.settings`). An SDK tracer provider that
-    is there is joined (``tracer_provider``, else the global one); else a global one is made, with ``service_name``. OTLP is
-    on only where ``OTEL_TRACES_EXPORTER`` or an ``OTEL_EXPORTER_OTLP_*ENDPOINT`` says so. ``classify_error`` replaces
-    `otel_chatdebug.classify_error`. ``http_spans`` also switches the stock httpx instrumentation on, for all requests
-    that are no model calls; it imports httpx and httpx2, so alias them first.
+    is there is joined (``tracer_provider``, else the global one); else a global one is made, with ``service_name``.
+    OTLP is on only where ``OTEL_TRACES_EXPORTER`` or an ``OTEL_EXPORTER_OTLP_*ENDPOINT`` says so. ``classify_error``
+    replaces `otel_chatdebug.classify_error`. ``http_spans`` also switches the stock httpx instrumentation on, for all
+    requests that are no model calls; it imports httpx and httpx2, so alias them first.
 
     Can be repeated: what was in force is shut down first. Raises nothing but ``TypeError`` for wrong arguments: a bad
     database URL is one logged sentence, and the application goes on without tables.

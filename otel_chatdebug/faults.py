@@ -15,7 +15,8 @@ _lock = threading.Lock()
 
 
 def fault(where: str) -> None:
-    """Counts the exception that is being handled, and logs it with its traceback at debug level, once per place and type.
+    """Counts the exception that is being handled, and logs it with its traceback at debug level, once per place and
+    type.
 
     Called from an ``except Exception`` block of our own code. It logs, so it must not be called by a finalizer.
     """

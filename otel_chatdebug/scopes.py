@@ -1,8 +1,8 @@
 """``run()``, ``step()`` and ``reuse_step()``: what an application says about its model calls.
 
-A scope is a context manager (sync and async), a decorator (of functions, coroutines, generators and async generators) and
-a handle with ``id``, ``status``, ``attach()`` and ``finish()``. It starts when it is entered, attached, or asked for its
-id. Everything that it knows of the current run and step lies in the OpenTelemetry Context.
+A scope is a context manager (sync and async), a decorator (of functions, coroutines, generators and async generators)
+and a handle with ``id``, ``status``, ``attach()`` and ``finish()``. It starts when it is entered, attached, or asked
+for its id. Everything that it knows of the current run and step lies in the OpenTelemetry Context.
 
 Nothing here raises into the application but wrong arguments. Where nothing is recorded, a scope costs next to nothing;
 it still has an id. A handle belongs to the process in which it started: in a forked child it is inert.
@@ -23,7 +23,6 @@ from opentelemetry import trace
 from opentelemetry.context import Context, attach, get_current
 
 from otel_chatdebug.capture.calls import shared_step
-from otel_chatdebug.capture.hooks import detach
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveRun, LiveStep, Said, ScopeEvent
 from otel_chatdebug.pipeline.opening import (
@@ -152,12 +151,13 @@ class _Scope(Generic[L]):
         error: BaseException | dict[str, Any] | str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> bool:
-        """Says how it ended. Callable repeatedly: a lower status is ignored, an equal one updates, completed clears the error.
+        """Says how it ended. Callable repeatedly: a lower status is ignored, an equal one updates, completed clears the
+        error.
 
         ``status`` defaults to ``completed``, or to what ``error`` is classified as. ``response`` is kept as the step's
-        response, ``usage`` overrides token counts (``input_tokens``, ...), ``metadata`` is added. Inside of its ``with``
-        block the scope goes on until the block is left. Returns whether it was recorded: False where nothing is, where
-        it belongs to another process, or after ``shutdown()``. A status that is none is a ``ValueError``.
+        response, ``usage`` overrides token counts (``input_tokens``, ...), ``metadata`` is added. Inside of its
+        ``with`` block the scope goes on until the block is left. Returns whether it was recorded: False where nothing
+        is, where it belongs to another process, or after ``shutdown()``. A status that is none is a ``ValueError``.
         """
         said_status = None if status is None else Status(status)
         self._start()
@@ -428,10 +428,10 @@ def run(
 ) -> Any:
     """A run: one piece of work on a chat, and all model calls in it.
 
-    ``with run("chat_turn", chat_id="c1"):``, or ``@run("chat_turn")``, or ``@run``. Left by an exception it is an error, by a
-    cancellation interrupted, and the exception goes on; left normally it is completed. Exceptions named in
-    ``completed_on`` are control flow: they complete it. Ids may be of any type and are kept as text. ``first_message`` is
-    shown in lists; by default it is the last user message of the first request.
+    ``with run("chat_turn", chat_id="c1"):``, or ``@run("chat_turn")``, or ``@run``. Left by an exception it is an
+    error, by a cancellation interrupted, and the exception goes on; left normally it is completed. Exceptions named in
+    ``completed_on`` are control flow: they complete it. Ids may be of any type and are kept as text. ``first_message``
+    is shown in lists; by default it is the last user message of the first request.
     """
     given = {
         "chat_id": chat_id,
@@ -479,9 +479,10 @@ def step(
 ) -> Any:
     """A step: one logical model call, and all requests in it are its attempts.
 
-    ``with step(model="gpt-5"):``, or ``@step()``, or ``@step``. With ``capture="model"`` (the default) those that an SDK makes for
-    a model call, or that go to a model's path; with ``"all"`` every request. Its status is what ``finish`` said, else its
-    exception, else its last attempt's, else completed. What is not given here is learned from the first request.
+    ``with step(model="gpt-5"):``, or ``@step()``, or ``@step``. With ``capture="model"`` (the default) those that an
+    SDK makes for a model call, or that go to a model's path; with ``"all"`` every request. Its status is what
+    ``finish`` said, else its exception, else its last attempt's, else completed. What is not given here is learned from
+    the first request.
     """
     if capture not in ("model", "all"):
         raise ValueError(f"capture is 'model' or 'all', not {capture!r}")

@@ -1,8 +1,8 @@
 """One physical request, observed: the non-awaiting half that the sync and the async body share.
 
 Three parties touch an attempt. The thread or task that *reads* the body tells it each chunk (`Attempt.chunk`, which
-counts, keeps a reference and looks for nothing). Whoever sees how the body ends *emits* an event. The thread that has the
-inbox's turn *folds* events by the table in `otel_chatdebug.capture.states`. What is costly (decoding, looking into
+counts, keeps a reference and looks for nothing). Whoever sees how the body ends *emits* an event. The thread that has
+the inbox's turn *folds* events by the table in `otel_chatdebug.capture.states`. What is costly (decoding, looking into
 events, parsing) happens in `digest`, for many chunks at a time; redaction happens in the writer's thread.
 """
 
@@ -42,8 +42,8 @@ DIGEST_SIZE = 64 * 1024
 """Bytes of chunks that are kept undigested at most: what a digest works on at a time."""
 
 KEPT_BODY = 4 * 1024 * 1024
-"""Bytes of a decoded body that are kept in memory, from its beginning. Enough for 50,000 characters of text that come in
-events of 300 bytes for each token; a body of 1 GB costs no more."""
+"""Bytes of a decoded body that are kept in memory, from its beginning. Enough for 50,000 characters of text that
+come in events of 300 bytes for each token; a body of 1 GB costs no more."""
 
 PARTIAL_CONTENT_INTERVAL = 5_000_000_000
 """Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
@@ -64,9 +64,9 @@ class Attempt:
         "__weakref__", "_content_length", "_content_ns", "_decoded", "_decoder", "_digest_at", "_digesting", "_kept",
         "_raised", "_ready", "_request_body", "_request_headers", "_updated_us", "begun", "bytes_received",
         "content_us", "end_of_body_ns", "end_reason", "error", "facts", "final", "finished_ns", "first_byte_ns",
-        "format", "id", "in_call", "last_byte_ns", "longest_gap_ns", "method", "moved", "number", "path", "pending", "queued",
-        "rank", "reader", "recorder", "request", "requested_stream", "response_headers", "response_status", "span",
-        "started_ns", "state", "status", "step", "trace_id", "url", "watch",
+        "format", "id", "in_call", "last_byte_ns", "longest_gap_ns", "method", "moved", "number", "path", "pending",
+        "queued", "rank", "reader", "recorder", "request", "requested_stream", "response_headers", "response_status",
+        "span", "started_ns", "state", "status", "step", "trace_id", "url", "watch",
     )  # fmt: skip
 
     def __init__(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -118,7 +118,7 @@ class AsyncBody(_Body):
         self._attempt.tell(Event.CLOSED)
 
 
-@lru_cache(maxsize=None)
+@cache
 def body_classes(library: ModuleType) -> tuple[type[SyncBody], type[AsyncBody]]:
     """The twins as streams of ``library`` (httpx or httpx2)."""
     sync = type("ObservedSyncBody", (SyncBody, library.SyncByteStream), {})

@@ -1,8 +1,9 @@
 """Calls and attempts: what a request that is about to be sent belongs to.
 
 A *call* is what may hold several physical requests: one call of an SDK (its retries), or one ``send`` of a bare client
-(its redirects and auth retries). Both are wrapped, and both make their step lazily, at the first request that is a model
-call: so a GenAI span that the SDK starts meanwhile can be adopted, and a call that is none of a model's makes no step.
+(its redirects and auth retries). Both are wrapped, and both make their step lazily, at the first request that is a
+model call: so a GenAI span that the SDK starts meanwhile can be adopted, and a call that is none of a model's makes no
+step.
 
 Everything here runs in the thread or task that makes the call. Nothing raises into it: whoever calls these functions
 guards them with `otel_chatdebug.faults.fault`.
@@ -157,11 +158,10 @@ def begin_attempt(request: Any) -> tuple[Attempt, Context] | None:
     method = request.method
     url = request.url
     within = context.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)
-    if within:
-        # Within an attempt of ours the key is set by us: another request (an ASGI app in this process that calls a
-        # model) is recorded, the same one (a transport that sends it with another client) is not.
-        if not isinstance(within, Within) or (within.method == method and within.url == str(url)):
-            return None
+    # Within an attempt of ours the key is set by us: another request (an ASGI app in this process that calls a
+    # model) is recorded, the same one (a transport that sends it with another client) is not.
+    if within and (not isinstance(within, Within) or (within.method == method and within.url == str(url))):
+        return None
     call = context.get(CALL)
     if not isinstance(call, Call) or call.recorder is not recorder:
         call = None

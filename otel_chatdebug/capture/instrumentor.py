@@ -1,9 +1,10 @@
 """The instrumentors: `ChatDebugHTTPXInstrumentor` and `ChatDebugHTTPX2Instrumentor`.
 
-They wrap ``Client.send`` (a call of a bare client) and ``Client._send_single_request`` (a physical request) and their async
-twins on the class, so clients that were made earlier are seen, and every transport is: mock, ASGI, WSGI, mounts, aiohttp
-bridges. Neither library is imported: one that is loaded is patched at once, another when the application imports it; so
-a later ``httpx2.alias_httpx()`` still works. After it both names are one module, and a class is never patched twice.
+They wrap ``Client.send`` (a call of a bare client) and ``Client._send_single_request`` (a physical request) and their
+async twins on the class, so clients that were made earlier are seen, and every transport is: mock, ASGI, WSGI, mounts,
+aiohttp bridges. Neither library is imported: one that is loaded is patched at once, another when the application
+imports it; so a later ``httpx2.alias_httpx()`` still works. After it both names are one module, and a class is never
+patched twice.
 """
 
 from __future__ import annotations

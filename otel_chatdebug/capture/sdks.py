@@ -2,8 +2,8 @@
 
 The Stainless family (openai, anthropic, groq and their kin) has one ``request`` method on ``SyncAPIClient`` and on
 ``AsyncAPIClient`` of its ``_base_client``; one call of it holds all retries, and its signature is the same in every
-version looked at (openai 1 to 3, anthropic 0 to 2, groq 0 and 1). It is looked up on the class for each call, so clients
-that were made earlier are seen, too.
+version looked at (openai 1 to 3, anthropic 0 to 2, groq 0 and 1). It is looked up on the class for each call, so
+clients that were made earlier are seen, too.
 
 Nothing is imported: a module that is loaded already is patched at once, any other when the application imports it.
 """
@@ -53,7 +53,8 @@ def _opener(provider: str) -> hooks.Opener:
         if suppressed(context) or isinstance(context.get(CALL), Call):
             return None
         options = kwargs["options"] if "options" in kwargs else args[1]
-        # Options have the path below the base URL ("/chat/completions"), which is enough for patterns that are searched.
+        # Options have the path below the base URL ("/chat/completions"), which is enough for patterns that are
+        # searched.
         path = "/" + options.url.partition("?")[0].lstrip("/")
         if not is_model_path(recorder, options.method.upper(), path):
             return None
@@ -102,7 +103,7 @@ def _patch(module: ModuleType) -> None:
         owner = getattr(module, owner_name, None)
         if owner is None or not _fits(getattr(owner, "request", None)):
             logger.warning(
-                "%s.%s.request is not what otel_chatdebug knows: retries of this SDK are recorded as steps of their own",
+                "%s.%s.request is not what otel_chatdebug knows: each retry of this SDK is recorded as a step",
                 module.__name__,
                 owner_name,
             )

@@ -1,10 +1,10 @@
 """When an attempt ends: the state machine of one physical request, as a table.
 
-`MOVES` holds a move for every state and every event, so what is ignored is said, too. A move names the next state
-and, where something about the attempt's outcome is learned, an `Ending`. An ending says what the outcome is where the
-response was *whole* (the format's terminal event was seen; or, for a body that is not framed, all of its bytes) and what
-it is where it was *broken*, how final that is, and which moment is the end of the attempt. `outcome` adds the one rule
-that stands above the endings: which error wins.
+`MOVES` holds a move for every state and every event, so what is ignored is said, too. A move names the next state and,
+where something about the attempt's outcome is learned, an `Ending`. An ending says what the outcome is where the
+response was *whole* (the format's terminal event was seen; or, for a body that is not framed, all of its bytes) and
+what it is where it was *broken*, how final that is, and which moment is the end of the attempt. `outcome` adds the one
+rule that stands above the endings: which error wins.
 
 The table knows no HTTP client, no clock and no thread. The rows are those of "When an attempt ends" in docs/why.md,
 which is drawn from this module; they were measured on the real SDKs.
@@ -141,24 +141,28 @@ NEVER_ANSWERED = _always(_INTERRUPTED, EndReason.CANCELLED)
 READ_ERROR = _always(_ERROR, EndReason.READ_ERROR)
 CLOSE_ERROR = _always(_ERROR, EndReason.CLOSE_ERROR)
 STREAM_END = Ending(
-    _COMPLETED, EndReason.SSE_EOF, _ERROR, EndReason.SSE_EOF,
-    AttemptRank.PROVISIONAL, Moment.END_OF_BODY, INCOMPLETE_STREAM,
-)  # fmt: skip
+    _COMPLETED,
+    EndReason.SSE_EOF,
+    _ERROR,
+    EndReason.SSE_EOF,
+    AttemptRank.PROVISIONAL,
+    Moment.END_OF_BODY,
+    INCOMPLETE_STREAM,
+)
 STREAM_END_CONFIRMED = Ending(
-    _COMPLETED, EndReason.SSE_EOF, _ERROR, EndReason.SSE_EOF,
-    AttemptRank.FINAL, Moment.END_OF_BODY, INCOMPLETE_STREAM,
-)  # fmt: skip
+    _COMPLETED,
+    EndReason.SSE_EOF,
+    _ERROR,
+    EndReason.SSE_EOF,
+    AttemptRank.FINAL,
+    Moment.END_OF_BODY,
+    INCOMPLETE_STREAM,
+)
 STREAM_CLOSE = Ending(_COMPLETED, EndReason.BODY_CLOSE, _INTERRUPTED, EndReason.EARLY_CLOSE)
 STREAM_CANCELLED = Ending(_COMPLETED, EndReason.BODY_CLOSE, _INTERRUPTED, EndReason.CANCELLED)
-BODY_CLOSE = Ending(
-    _COMPLETED, EndReason.BODY_CLOSE, _ERROR, EndReason.BODY_CLOSE, incomplete=INCOMPLETE_BODY
-)  # fmt: skip
-BODY_EARLY_CLOSE = Ending(
-    _COMPLETED, EndReason.EARLY_CLOSE, _ERROR, EndReason.EARLY_CLOSE, incomplete=INCOMPLETE_BODY
-)  # fmt: skip
-ABANDONED = Ending(
-    _COMPLETED, EndReason.ABANDONED, _INTERRUPTED, EndReason.ABANDONED, moment=Moment.LAST_BYTE
-)  # fmt: skip
+BODY_CLOSE = Ending(_COMPLETED, EndReason.BODY_CLOSE, _ERROR, EndReason.BODY_CLOSE, incomplete=INCOMPLETE_BODY)
+BODY_EARLY_CLOSE = Ending(_COMPLETED, EndReason.EARLY_CLOSE, _ERROR, EndReason.EARLY_CLOSE, incomplete=INCOMPLETE_BODY)
+ABANDONED = Ending(_COMPLETED, EndReason.ABANDONED, _INTERRUPTED, EndReason.ABANDONED, moment=Moment.LAST_BYTE)
 RUN_END = Ending(_COMPLETED, EndReason.RUN_END, _INTERRUPTED, EndReason.RUN_END, AttemptRank.LEFT)
 SHUTDOWN = Ending(_COMPLETED, EndReason.SHUTDOWN, _INTERRUPTED, EndReason.SHUTDOWN, AttemptRank.LEFT)
 
@@ -209,7 +213,7 @@ MOVES: dict[tuple[State, Event], Move] = {
             _E.COLLECTED,
             _E.SETTLED,
             _E.RUN_LEFT,
-        ),  # fmt: skip
+        ),
     ),
     **_row(
         _S.STREAMING,

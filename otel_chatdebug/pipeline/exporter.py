@@ -74,8 +74,8 @@ class ChatDebugSpanExporter(SpanExporter):
 class ChatDebugOTLPSpanExporter(ChatDebugSpanExporter):
     """Sends all spans on by OTLP, and writes the tables as its base does (entry point ``chatdebug_otlp``).
 
-    The protocol is that of the standard ``OTEL_EXPORTER_OTLP_*PROTOCOL`` variables; default ``grpc``, as the SDK's. What
-    is sent is cut into pieces of `MESSAGE_LIMIT` bytes at most. ``refused`` counts spans that were not taken.
+    The protocol is that of the standard ``OTEL_EXPORTER_OTLP_*PROTOCOL`` variables; default ``grpc``, as the SDK's.
+    What is sent is cut into pieces of `MESSAGE_LIMIT` bytes at most. ``refused`` counts spans that were not taken.
     """
 
     def __init__(self, otlp: SpanExporter | None = None) -> None:

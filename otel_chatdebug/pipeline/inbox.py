@@ -1,8 +1,8 @@
 """The inbox: everything that happens is an event, and one thread at a time folds the events into what is open.
 
 Whoever sees something (a chunk's end, a close, a scope that is left, a finalizer that the garbage collector runs in the
-middle of somebody's locked section) only *emits* an event: one ``SimpleQueue.put``, which takes no lock that Python code
-could hold, and returns. The events are folded in the order in which they came, by whoever *settles* the inbox: the
+middle of somebody's locked section) only *emits* an event: one ``SimpleQueue.put``, which takes no lock that Python
+code could hold, and returns. The events are folded in the order in which they came, by whoever *settles* the inbox: the
 thread that left a scope, the inbox's own thread, or a thread that asks for a status. So the live runs, steps and
 attempts need no locks of their own, and there is no lock order to get wrong.
 

@@ -3,8 +3,8 @@
 A provider has one processor of ours for life, since there is no way to take one off: `processor_of` finds it again,
 ``configure()`` arms it anew, and after ``shutdown()`` it does nothing.
 
-``on_start`` and ``on_end`` take no lock, log nothing and end no span: the anthropic SDK ends its span in ``__del__``, so
-they may run in a finalizer.
+``on_start`` and ``on_end`` take no lock, log nothing and end no span: the anthropic SDK ends its span in ``__del__``,
+so they may run in a finalizer.
 """
 
 from __future__ import annotations

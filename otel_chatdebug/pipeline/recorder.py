@@ -1,7 +1,7 @@
 """The recorder: what every live run, step and attempt of this process shares, and the register of what is open.
 
-There is at most one active recorder (`active`); ``configure()`` and the instrumentors make it, ``shutdown()`` and a fork
-end it. Whoever finds none, or a closed one, records nothing and costs next to nothing.
+There is at most one active recorder (`active`); ``configure()`` and the instrumentors make it, ``shutdown()`` and a
+fork end it. Whoever finds none, or a closed one, records nothing and costs next to nothing.
 """
 
 from __future__ import annotations
