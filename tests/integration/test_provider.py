@@ -149,6 +149,11 @@ class TestErrors:
         headers = {"x-demo-behaviour": "overloaded"}
         assert httpx.post(f"{provider.url}/v1/messages", json={}, headers=headers).status_code == 529
 
+    def test_retry_after_is_sent_in_both_units(self, provider: Provider) -> None:
+        provider.script(Behaviour(status=429, retry_after=0.25))
+        headers = read(provider.url).headers
+        assert (headers["retry-after"], headers["retry-after-ms"]) == ("1", "250")
+
 
 class TestEndsOfStreams:
     def test_a_cut_inside_the_chunked_body(self, provider: Provider) -> None:
@@ -294,6 +299,15 @@ def test_closing_frees_every_wait_and_leaves_no_thread() -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(provider.url.rpartition(":")[2])))
     provider.close()
+
+
+def test_closing_ends_connections_that_wait_for_a_request() -> None:
+    before = set(threading.enumerate())
+    with httpx.Client() as http:
+        with Provider() as provider:
+            http.post(f"{provider.url}/v1/responses", json={})
+            assert len(set(threading.enumerate()) - before) == 2
+        assert set(threading.enumerate()) <= before
 
 
 def test_waiting_for_requests_that_do_not_come_says_how_many_came() -> None:
