@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -77,11 +78,13 @@ def write(connection: Connection, batch: Iterable[Record]) -> None:
     must not; the caller rolls back then.
     """
     folded: dict[type[Record], dict[str, Record]] = {kind: {} for kind in _KINDS}
+    told: dict[type[Record], list[Record]] = {kind: [] for kind in _KINDS}
     for record in batch:
+        told[type(record)].append(record)
         _fold(folded[type(record)], record)
     if connection.dialect.name == "postgresql":
         _lock_numbers(connection, folded)
-    _add_stubs(connection, folded)
+    _add_stubs(connection, told, folded)
     for kind in _KINDS:
         if folded[kind]:
             upsert, attributes = _upsert(_KINDS[kind], connection.dialect.name)
@@ -103,8 +106,8 @@ def heartbeat(
             connection.execute(_beat(table), [{"row": id} for id in sorted(ids)])
 
 
-def stub_run(child: StepRecord) -> RunRecord:
-    """What a step tells of a run that nobody has told of yet."""
+def stub_run(child: StepRecord | AttemptRecord) -> RunRecord:
+    """What a step or an attempt tells of a run that nobody has told of yet."""
     return RunRecord(
         id=child.run_id,
         rank=Status.IN_PROGRESS.priority,
@@ -150,41 +153,42 @@ def _in_order(batch: Iterable[Record]) -> list[Record]:
     return sorted(batch, key=order)
 
 
-def _add_stubs(connection: Connection, folded: dict[type[Record], dict[str, Record]]) -> None:
+def _add_stubs(
+    connection: Connection, told: dict[type[Record], list[Record]], folded: dict[type[Record], dict[str, Record]]
+) -> None:
     """Adds a stub for each parent that neither the batch nor the table has.
 
-    As long as a row is a stub, every child's stub is merged into it, not only the first one: so that this, too, comes
-    out the same for any order.
+    As long as a row is a stub, the stub of every child's every record is merged into it, not only the first one: so
+    that this, too, comes out the same for any order.
     """
-    for child, parent, stub_of in _PARENTS:
+    for parent, children, stub_of in _PARENTS:
         stubs: dict[str, Record] = {}
-        for record in folded[child].values():
+        for record in chain.from_iterable(told[kind] for kind in children):
             stub = stub_of(record)
-            told = folded[parent].get(stub.id)
-            if told is None or told.source == Source.STUB:
+            if stub.id not in folded[parent] or folded[parent][stub.id].source == Source.STUB:
                 _fold(stubs, stub)
-        known = _told(connection, _KINDS[parent].table, list(stubs))
+        known = _known(connection, _KINDS[parent].table, list(stubs))
         for id, stub in stubs.items():
             if id not in known:
                 _fold(folded[parent], stub)
 
 
-_PARENTS: tuple[tuple[type[Record], type[Record], Callable[[Any], Record]], ...] = (
-    (AttemptRecord, StepRecord, stub_step),
-    (StepRecord, RunRecord, stub_run),  # last: the stub of a step may need one itself
+_PARENTS: tuple[tuple[type[Record], tuple[type[Record], ...], Callable[[Any], Record]], ...] = (
+    (StepRecord, (AttemptRecord,), stub_step),
+    (RunRecord, (StepRecord, AttemptRecord), stub_run),
 )
 
 
-def _told(connection: Connection, table: Table, ids: list[str]) -> set[str]:
+def _known(connection: Connection, table: Table, ids: list[str]) -> set[str]:
     """Which of the ids have a row that is more than a stub."""
     found: set[str] = set()
     for start in range(0, len(ids), IDS_PER_SELECT):
-        found.update(connection.scalars(_select_told(table), {"ids": ids[start : start + IDS_PER_SELECT]}))
+        found.update(connection.scalars(_select_known(table), {"ids": ids[start : start + IDS_PER_SELECT]}))
     return found
 
 
 @cache
-def _select_told(table: Table) -> Any:
+def _select_known(table: Table) -> Any:
     return select(table.c.id).where(table.c.id.in_(bindparam("ids", expanding=True)), table.c.source > Source.STUB)
 
 

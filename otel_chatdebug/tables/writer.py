@@ -20,6 +20,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -66,6 +67,12 @@ CLEANUP_SECONDS = 3600.0
 
 CLEANUP_AGAIN_SECONDS = 1.0
 """Until a removal goes on that made way for records."""
+
+FORK_SECONDS = 1.0
+"""How long a fork waits for the connection to be closed before it, see `Writer.pause`."""
+
+RESUME_SECONDS = 5.0
+"""How long the thread waits for a fork that does not say that it is over."""
 
 TELL_SECONDS = 60.0
 """Drops and troubles of the database are told at most this often."""
@@ -122,6 +129,10 @@ class _Stop(_Token):
     """The last thing that the thread takes."""
 
 
+class _Pause(_Token):
+    """Closes the database at once; the thread goes on after `Writer.resume`."""
+
+
 class _Waiting(NamedTuple):
     position: int
     source: Source
@@ -158,6 +169,7 @@ class Writer:
             database.check_url(url)
         except DatabaseError as exc:
             self._give_up(str(exc))
+        _writers.add(self)
 
     def _reset(self) -> None:
         # Shared with other threads. The queue and the events are made for it, counters have one side that writes.
@@ -175,6 +187,10 @@ class Writer:
         self._refused = 0
         """Counted by `put` in many threads without a lock: near enough, and never zero when something was refused."""
 
+        self._forks: list[None] = []
+        """One for each fork that is going on in some thread. Changed by append and pop alone, which are atomic."""
+        self._resumed = threading.Event()
+
         # The thread's own.
         self._engine: Engine | None = None
         self._file: tuple[int, int] | None = None
@@ -185,6 +201,7 @@ class Writer:
         self._alive = Beat()
         self._tokens: list[tuple[int, _Token]] = []
         self._stopping = False
+        self._pauses: list[_Pause] = []
         self._next_beat = self._next_cleanup = 0.0
         self._backoff = self._retry_at = 0.0
         self._troubles = 0
@@ -261,6 +278,30 @@ class Writer:
             return False
         return self._dropped == lost
 
+    def pause(self) -> None:
+        """Before a fork: has the thread close the database, and keep it closed until `resume`.
+
+        Called for every writer by a hook of this module. SQLite keeps its locks by process and file: a child that
+        inherits an open connection, even unused, believes that it holds the parent's locks, and loses what it writes
+        when the parent closes (https://www.sqlite.org/howtocorrupt.html, 2.6). Waits `FORK_SECONDS` at most.
+        """
+        self._forks.append(None)
+        self._resumed.clear()
+        if self._ticket or self._stopped.is_set() or threading.current_thread() is self._thread:
+            return
+        token = _Pause()
+        self._queue.put(token)
+        self._hurry.set()
+        if not self._stopped.is_set() and not token.done.wait(FORK_SECONDS):
+            logger.debug("otel_chatdebug: a fork did not wait any longer for the database to be closed")
+
+    def resume(self) -> None:
+        """After a fork, in the parent."""
+        with contextlib.suppress(IndexError):  # a writer that was made between the two hooks
+            self._forks.pop()
+        if not self._forks:
+            self._resumed.set()
+
     def forget(self) -> None:
         """In a forked child: has none of the parent's queue, thread and connection, and starts anew at the next put."""
         # Not closed, and never collected either: SQLite forbids both in a child (https://www.sqlite.org/howtocorrupt.html
@@ -336,6 +377,8 @@ class Writer:
                 self._drain()
                 self._discard()
                 self._settle()
+                for pause in self._pauses:
+                    pause.done.set()
 
     def _wait(self) -> None:
         """Until there is something to do; then has the queue's content in ``_pending``."""
@@ -348,7 +391,7 @@ class Writer:
             wake = min(self._next_beat, self._next_cleanup)
             with contextlib.suppress(Empty):
                 self._take(self._queue.get(timeout=min(max(0.0, wake - now), threading.TIMEOUT_MAX)))
-                if not self._tokens:
+                if not self._tokens and not self._pauses:
                     self._hurry.wait(GATHER_SECONDS)
         self._hurry.clear()
         self._drain()
@@ -371,9 +414,22 @@ class Writer:
         if not isinstance(item, _Token):
             self._pending.append(_Waiting(self._position, item))
             return
+        if isinstance(item, _Pause):
+            self._pauses.append(item)
+            return
         self._tokens.append((self._position, item))
         if isinstance(item, _Stop):
             self._stopping = True
+
+    def _stand_aside(self) -> None:
+        """Has the database closed while some thread forks."""
+        if not self._pauses:
+            return
+        self._dispose()
+        for pause in self._pauses:
+            pause.done.set()
+        self._pauses = []
+        self._resumed.wait(RESUME_SECONDS)
 
     def _settle(self) -> None:
         """Tells those who wait for what is settled now."""
@@ -590,3 +646,20 @@ class Writer:
 
 _inherited: list[object] = []
 """What forked children got from their parents; see `Writer.forget`."""
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for writer in list(_writers):
+        writer.pause()
+
+
+def _after_fork_in_parent() -> None:
+    for writer in list(_writers):
+        writer.resume()
+
+
+if hasattr(os, "register_at_fork"):
+    # In the child whoever owns the writer calls `Writer.forget`, in its own order.
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
