@@ -356,6 +356,7 @@ class Writer:
             try:
                 while not self._stopping or self._pending or self._chunks:
                     self._wait()
+                    self._stand_aside()
                     if self._given_up or self._late():
                         self._discard()
                     elif self._retry_at <= time.monotonic():
