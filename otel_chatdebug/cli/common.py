@@ -88,12 +88,12 @@ def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
             engine.dispose()
 
 
-def console(*, record: bool = False) -> Console:
+def console() -> Console:
     """Standard output. Colours only on a terminal, and not where NO_COLOR is set; no text is taken for markup."""
     from rich.console import Console
 
     fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
-    return Console(markup=False, emoji=False, highlight=False, width=fixed, record=record)
+    return Console(markup=False, emoji=False, highlight=False, width=fixed)
 
 
 def print_json(value: Any) -> None:

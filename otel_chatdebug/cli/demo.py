@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from otel_chatdebug.cli.common import console, database_option, open_database, settings
 
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
 SDKS = ("openai", "anthropic")
+
+SVG_WIDTH = 108
+"""Columns."""
 
 
 @click.command()
@@ -55,13 +63,14 @@ def demo(svg: Path | None) -> None:
 
     from otel_chatdebug.cli import render
 
-    output = console(record=svg is not None)
+    trees = [render.run_tree(run, content=False) for run in runs]
+    output = console()
     output.print(Text("\nWhat was recorded: runs, their model calls, and each request\n", style="bold"))
-    for run in runs:
-        output.print(render.run_tree(run, content=False))
+    for tree in trees:
+        output.print(tree)
         output.print()
     if svg is not None:
-        output.save_svg(str(svg), title="otel-chatdebug demo")
+        save_svg(svg, trees)
     failed = next((run["id"] for run in runs if run["status"] == "error"), ids[0])
     short = render.unique_ids([failed])[0]
     click.echo("Now type:")
@@ -72,3 +81,17 @@ def demo(svg: Path | None) -> None:
         ("otel-chatdebug info", "where the tables are, and all settings"),
     ):
         click.echo(f"  {command:<36}  {why}")
+
+
+def save_svg(path: Path, trees: list[Tree]) -> None:
+    """The trees as a picture, always with colours and of the same width."""
+    from rich.console import Console
+
+    picture = Console(
+        file=io.StringIO(), record=True, width=SVG_WIDTH, force_terminal=True, no_color=False, color_system="truecolor"
+    )
+    for place, tree in enumerate(trees):
+        if place:
+            picture.print()
+        picture.print(tree)
+    picture.save_svg(str(path), title="otel-chatdebug demo")

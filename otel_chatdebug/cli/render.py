@@ -30,6 +30,9 @@ QUIET_AFTER = 5.0
 MESSAGES = 3
 """The last messages of a request that are shown; the earlier ones are counted."""
 
+FIRST_MESSAGE = 60
+"""Characters of the first message that stand beside a run whose messages are not shown."""
+
 TEXT_LENGTH = 1000
 """Characters of a text that are shown; the rest is counted."""
 
@@ -55,6 +58,8 @@ END_REASONS = {
     "stale": "its process died: no heartbeat any more",
 }
 """In words, for the ``end_reason`` column."""
+
+_TOTALS = ("input_tokens", "output_tokens")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -167,11 +172,16 @@ def error_text(error: Any) -> str:
         return one_line(error)
     head = ": ".join(one_line(error[key]) for key in ("type", "message") if error.get(key))
     more = [
-        f"{one_line(key).replace('_', ' ')} {one_line(value)}"
+        f"{one_line(key).replace('_', ' ')} {one_line(value)}" + (" s" if _is_seconds(key, value) else "")
         for key, value in error.items()
-        if key not in ("type", "message") and value not in (None, "", error.get("type"))
+        if key not in ("type", "message") and value not in (None, "") and str(value) != str(error.get("type"))
     ]
     return f"{head} ({', '.join(more)})" if more else head
+
+
+def _is_seconds(key: str, value: object) -> bool:
+    """A ``retry-after`` header holds seconds or a date."""
+    return key == "retry_after" and str(value).replace(".", "", 1).isdigit()
 
 
 def run_tree(
@@ -208,15 +218,19 @@ class _RunTree:
         summary = run.get("summary") or {}
         label = Text.assemble((clean(run.get("kind")), "bold"), "  ", (clean(run["id"]), "dim"), "  ")
         label.append_text(self._state(run))
+        first = "" if self._content else one_line(summary.get("first_message") or "")
+        service = run.get("service_name")
         names = [
             ("chat", run.get("chat_id")),
             ("owner", run.get("owner_id")),
             ("started", local_time(run.get("started_at"), self._now)),
-            ("service", run.get("service_name")),
+            # The SDK of OpenTelemetry makes up a name where the application has none.
+            ("service", None if str(service).startswith("unknown_service") else service),
         ]
-        facts = [f"{name} {one_line(value)}" for name, value in names if value]
-        totals = {name: summary.get(f"total_{name}") for name in ("input_tokens", "output_tokens")}
-        facts += [text for text in (usage_text(totals),) if text]
+        facts = [f"“{first[:FIRST_MESSAGE]}{'…' if len(first) > FIRST_MESSAGE else ''}”" if first else ""]
+        facts += [f"{name} {one_line(value)}" for name, value in names if value]
+        # A sum of nothing is no count: zeros mean that no provider has said any.
+        facts.append(usage_text({name: summary.get(f"total_{name}") or None for name in _TOTALS}))
         if run.get("status") == "completed" and summary.get("has_error"):
             facts.append("with an error on the way")
         self._add_facts(label, facts)
@@ -240,13 +254,15 @@ class _RunTree:
             f"id {one_line(step['id'])}" if self._full else "",
         ]
         self._add_facts(label, facts)
-        self._add_trouble(label, step)
+        attempts = step.get("attempts") or ()
+        if not attempts or step.get("error") != attempts[-1].get("error"):  # else it is told where it happened
+            self._add_trouble(label, step)
         branch = tree.add(label)
         if self._content:
             self._add_messages(branch, step.get("normalized_request"))
-        for attempt in step.get("attempts") or ():
+        for attempt in attempts:
             self._add_attempt(branch, attempt)
-        if not step.get("attempts"):
+        if not attempts:
             branch.add(Text("no request was sent", style="dim"))
         if self._content:
             extent = {"in_progress": " so far", "completed": ""}.get(str(step.get("status")), ", not whole")
@@ -438,7 +454,7 @@ def _summary(run: Row, name: str) -> Any:
 
 def _tokens(run: Row) -> str:
     read, written = _summary(run, "total_input_tokens"), _summary(run, "total_output_tokens")
-    if read is None and written is None:
+    if not read and not written:
         return ""
     return f"{short_count(read or 0)} / {short_count(written or 0)}"
 

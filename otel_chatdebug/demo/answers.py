@@ -275,7 +275,7 @@ class AnthropicMessages(Format):
             "cache_read_input_tokens": CACHED_TOKENS if counted else 0,
             "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
             "output_tokens": output_tokens,
-            "output_tokens_details": {"thinking_tokens": min(REASONING_TOKENS, output_tokens)},
+            "output_tokens_details": {"thinking_tokens": REASONING_TOKENS if output_tokens == OUTPUT_TOKENS else 0},
             "service_tier": "standard",
             "server_tool_use": None,
         }

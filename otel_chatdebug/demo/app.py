@@ -6,6 +6,7 @@ It talks to `otel_chatdebug.demo.provider` with the real openai and anthropic SD
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import anthropic
@@ -31,13 +32,8 @@ class Chat:
     """The application: it remembers what was said, and asks one provider or the other."""
 
     def __init__(self, provider: Provider, say: Callable[[str], object]) -> None:
-        # trust_env: the provider is on this machine, whatever proxy the environment names.
-        self._openai = openai.OpenAI(
-            base_url=f"{provider.url}/v1", api_key="demo", http_client=openai.DefaultHttpxClient(trust_env=False)
-        )
-        self._anthropic = anthropic.Anthropic(
-            base_url=provider.url, api_key="demo", http_client=anthropic.DefaultHttpxClient(trust_env=False)
-        )
+        self._openai = openai.OpenAI(base_url=f"{provider.url}/v1", api_key="demo")
+        self._anthropic = anthropic.Anthropic(base_url=provider.url, api_key="demo")
         self._provider = provider
         self._say = say
         self.runs: list[str] = []
@@ -116,6 +112,8 @@ class Chat:
 
 def main(database_url: str | None, say: Callable[[str], object]) -> list[str]:
     """Runs the application, records it, and returns the ids of its runs. ``say`` is told how it goes."""
+    # The provider is on this machine, whatever proxy the environment names.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     chatdebug.configure(database_url=database_url)
     try:
         with Provider() as provider:

@@ -162,7 +162,7 @@ def test_the_tree_tells_the_whole_story(stuck: dict[str, Any]) -> None:
 │   │   the weather?
 │   ├── attempt 1  POST http://127.0.0.1/v1/chat/completions  429  ✗ error  20 ms
 │   │   closed before its end · 0 B
-│   │   requests: Rate limit reached (retry after 1)
+│   │   requests: Rate limit reached (retry after 1 s)
 │   ├── attempt 2  POST http://127.0.0.1/v1/chat/completions  200  ✓ completed  1.4 s
 │   │   read to its end and closed · first byte after 300 ms · 2.3 kB · 12 events
 │   └── assistant: Let me look.
@@ -179,8 +179,46 @@ def test_the_tree_tells_the_whole_story(stuck: dict[str, Any]) -> None:
 
 
 def test_without_content_nothing_that_was_said_is_shown(stuck: dict[str, Any]) -> None:
-    assert "weather" not in tree(stuck, content=False)
-    assert "attempt 2" in tree(stuck, content=False)
+    """But for the first words of the run, by which one knows it."""
+    output = tree(stuck, content=False)
+    assert "“What is the weather?” · chat c-42" in output
+    assert "Let me look" not in output
+    assert "In Paris" not in output
+    assert "attempt 2" in output
+
+
+def test_an_error_is_told_once_where_it_happened(stuck: dict[str, Any]) -> None:
+    error = {"type": "ReadError", "message": "it broke"}
+    step = stuck["steps"][1]
+    step["error"] = step["attempts"][0]["error"] = error
+    assert tree(stuck).count("ReadError: it broke") == 1
+    step["error"] = {"type": "openai.APIError", "message": "another"}
+    assert "openai.APIError: another" in tree(stuck)
+    assert tree(stuck).count("ReadError: it broke") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, ""),
+        ("text", "text"),
+        ({"type": "429", "message": "HTTP status 429", "status_code": 429, "retry_after": "1"}, "429: HTTP status 429"),
+        ({"type": "incomplete_stream"}, "incomplete_stream"),
+        ({"type": "a", "message": "b\nc", "code": "d"}, "a: b c (code d)"),
+        (
+            {"retry_after": "Wed, 21 Oct 2026 07:28:00 GMT", "type": "x"},
+            "x (retry after Wed, 21 Oct 2026 07:28:00 GMT)",
+        ),
+    ],
+)
+def test_errors(error: Any, expected: str) -> None:
+    assert render.error_text(error).removesuffix(" (retry after 1 s)") == expected
+
+
+def test_no_tokens_are_shown_where_none_were_counted(stuck: dict[str, Any]) -> None:
+    stuck["summary"] |= {"total_input_tokens": 0, "total_output_tokens": 0}
+    assert "0 in → 0 out" not in tree(stuck)
+    assert "0 / 0" not in printed(render.runs_table([stuck], width=200, now=NOW), 200)
 
 
 def test_full_shows_headers_bodies_and_ids_and_cuts_nothing(stuck: dict[str, Any]) -> None:
@@ -249,8 +287,7 @@ def evil(value: Any) -> Any:
     """The same rows with escapes in every string, but for times and statuses."""
     if isinstance(value, dict):
         return {
-            key: item if key.endswith("_at") or key in ("status", "type") else evil(item)
-            for key, item in value.items()
+            key: item if key.endswith("_at") or key in ("status", "type") else evil(item) for key, item in value.items()
         }
     if isinstance(value, list):
         return [evil(item) for item in value]
