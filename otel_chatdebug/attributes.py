@@ -20,6 +20,7 @@ from opentelemetry.trace import StatusCode
 
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record, RunRecord, Source, StepRecord
 from otel_chatdebug.status import Status
+from otel_chatdebug.tables import storable
 
 SCHEMA_URL: Final = Schemas.V1_44_0.value
 """The version of the semantic conventions that our spans follow."""
@@ -64,28 +65,47 @@ USAGE: Final = {
 }
 """``total_tokens`` has no attribute: it is the sum of input and output."""
 
+_OF_THE_ROW: Final = {
+    "source": "that a row comes from a span is told by where it is read",
+    "replica_id": "of the process that writes the row",
+    "updated_at": "the end of the span",
+    "heartbeat_at": "of the writer",
+}
+
 NOT_CARRIED: Final = {
     "runs": {
+        **_OF_THE_ROW,
         "owner_id": "a person's id does not leave the tables",
         "model_config_id": "no attribute; a matter of the application",
         "provider": "derived from the run's steps",
         "model": "derived from the run's steps",
         "summary": "derived from the run's steps; holds content",
-        "heartbeat_at": "of the writer",
     },
     "steps": {
+        **_OF_THE_ROW,
         "history_tip_message_id": "on the run's span",
         "assistant_message_id": "no attribute; a matter of the application",
-        "metadata": "its response_model, response_id and finish_reasons are carried, the application's own is not",
-        "heartbeat_at": "of the writer",
     },
     "attempts": {
+        **_OF_THE_ROW,
         "first_byte_at": "the step's time_to_first_chunk",
         "last_byte_at": "no attribute",
-        "heartbeat_at": "of the writer",
     },
 }
 """Columns that a span does not carry, and why."""
+
+CARRIED_IN_PART: Final = {
+    "error": ("type", "message"),
+    "usage": tuple(USAGE),
+    "metadata": ("response_model", "response_id", "finish_reasons"),
+}
+"""JSON columns of which a span carries these keys; ``usage.total_tokens`` is told again by their sum."""
+
+_OTHER_METHOD: Final = http_attributes.HttpRequestMethodValues.OTHER.value
+HTTP_METHODS: Final = frozenset(known.value for known in http_attributes.HttpRequestMethodValues) - {_OTHER_METHOD}
+"""Methods that ``http.request.method`` takes as they are; any other is told as ``_OTHER``, to bound their number."""
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def run_attributes(record: RunRecord) -> dict[str, Any]:
@@ -120,6 +140,7 @@ def step_attributes(record: StepRecord, *, operation_name: str, attempts: int = 
         PROVIDER_NAME: record.provider,
         REQUEST_MODEL: record.model,
         CONVERSATION_ID: record.chat_id,
+        gen_ai.GEN_AI_REQUEST_STREAM: True if record.operation == "stream" else None,
         gen_ai.GEN_AI_RESPONSE_MODEL: metadata.get("response_model"),
         gen_ai.GEN_AI_RESPONSE_ID: metadata.get("response_id"),
         gen_ai.GEN_AI_RESPONSE_FINISH_REASONS: metadata.get("finish_reasons"),
@@ -143,7 +164,7 @@ def attempt_attributes(record: AttemptRecord) -> dict[str, Any]:
             ATTEMPT_END_REASON: record.end_reason,
             ATTEMPT_BYTES: record.bytes_received,
             STREAM_EVENTS: record.events,
-            http_attributes.HTTP_REQUEST_METHOD: record.method,
+            **_method(record.method),
             url_attributes.URL_FULL: record.url,
             url_attributes.URL_PATH: record.path,
             http_attributes.HTTP_RESPONSE_STATUS_CODE: record.response_status,
@@ -154,18 +175,39 @@ def attempt_attributes(record: AttemptRecord) -> dict[str, Any]:
     )
 
 
-def request_attributes(method: str, url: str, host: str | None, port: int | None) -> dict[str, Any]:
+def request_attributes(method: str, url: str, server: Mapping[str, Any]) -> dict[str, Any]:
     """What a sampler may want to see of an attempt: the HTTP attributes that are known before it is sent."""
-    attributes: dict[str, Any] = {
-        RECORD: "attempt",
-        http_attributes.HTTP_REQUEST_METHOD: method,
-        url_attributes.URL_FULL: url,
-    }
-    if host:
-        attributes[server_attributes.SERVER_ADDRESS] = host
-    if port:
-        attributes[server_attributes.SERVER_PORT] = port
-    return attributes
+    return {RECORD: "attempt", **_method(method), url_attributes.URL_FULL: url, **server}
+
+
+def server_of(scheme: str, host: str, port: int | None) -> dict[str, Any]:
+    """Where a request goes, for an attempt and for its step. ``port`` is None where the URL has none."""
+    return _known(
+        {
+            server_attributes.SERVER_ADDRESS: host or None,
+            server_attributes.SERVER_PORT: port or _DEFAULT_PORTS.get(scheme),
+        }
+    )
+
+
+def attempt_name(method: str) -> str:
+    """The name of an attempt's span: its method, or ``HTTP`` for one that nobody knows."""
+    return method if method in HTTP_METHODS else "HTTP"
+
+
+def encodable(value: Any) -> Any:
+    """A span's name, attribute or attributes with its texts made such as OTLP can encode.
+
+    One lone surrogate (JSON can spell them, and a provider's error message may) in a name or a status fails the
+    encoding of the whole batch, other people's spans included.
+    """
+    if isinstance(value, str):
+        return storable.text(value)
+    if isinstance(value, (list, tuple)):
+        return [encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: encodable(item) for name, item in value.items()}
+    return value
 
 
 def local_run_id(trace_id: int, root_span_id: int) -> str:
@@ -256,7 +298,8 @@ def _attempt(attributes: Mapping[str, Any], common: dict[str, Any], span: Readab
         run_id=str(attributes.get(RUN_ID) or common["trace_id"]),
         number=int(attributes.get(ATTEMPT_NUMBER) or 1),
         end_reason=attributes.get(ATTEMPT_END_REASON),
-        method=attributes.get(http_attributes.HTTP_REQUEST_METHOD),
+        method=attributes.get(http_attributes.HTTP_REQUEST_METHOD_ORIGINAL)
+        or attributes.get(http_attributes.HTTP_REQUEST_METHOD),
         url=attributes.get(url_attributes.URL_FULL),
         path=attributes.get(url_attributes.URL_PATH),
         response_status=attributes.get(http_attributes.HTTP_RESPONSE_STATUS_CODE),
@@ -264,6 +307,15 @@ def _attempt(attributes: Mapping[str, Any], common: dict[str, Any], span: Readab
         events=int(attributes.get(STREAM_EVENTS) or 0),
         duration_ms=(ended_ns - started_ns) / 1e6,
     )
+
+
+def _method(method: str | None) -> dict[str, Any]:
+    if method is None or method in HTTP_METHODS:
+        return {http_attributes.HTTP_REQUEST_METHOD: method}
+    return {
+        http_attributes.HTTP_REQUEST_METHOD: _OTHER_METHOD,
+        http_attributes.HTTP_REQUEST_METHOD_ORIGINAL: method,
+    }
 
 
 def _error_type(record: RunRecord | StepRecord | AttemptRecord) -> str | None:

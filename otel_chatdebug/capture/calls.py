@@ -199,12 +199,14 @@ def _begin(
         call.provider = PROVIDER_BY_HOST.get(url.host) or format.provider
     step, parent = _step_for(recorder, context, call, scope, format, facts)
     _learn(step, call, facts)
+    server = attributes.server_of(url.scheme, url.host, url.port)
+    step.options.update(server)
     shown_url = recorder.redacted_url(full_url)
     span, _, span_id = recorder.start_span(
-        method,
+        attributes.attempt_name(method),
         SpanKind.CLIENT,
         parent,
-        attributes.request_attributes(method, shown_url, url.host, url.port),
+        attributes.request_attributes(method, shown_url, server),
         started_ns,
     )
     attempt = Attempt(
@@ -329,7 +331,7 @@ def _learn(step: LiveStep, call: Call, facts: RequestFacts) -> None:
     if step.model is None and facts.model is not None:
         step.model = facts.model
         if step.span is not None and step.span.is_recording():
-            step.span.update_name(f"{step.operation_name} {facts.model}")
+            step.span.update_name(attributes.encodable(f"{step.operation_name} {facts.model}"))
     for name, value in facts.options.items():
         step.options[f"gen_ai.request.{name}"] = value
 

@@ -145,9 +145,9 @@ class AttemptView(Protocol):
 def end_span(span: Span, given: dict[str, Any], status: Status, error: Any, end_time: int) -> None:
     """Ends one of our spans with its outcome. Performed when the turn was given back: it is user code."""
     if span.is_recording():
-        span.set_attributes(given)
+        span.set_attributes(attributes.encodable(given))
         if status is Status.ERROR:
-            span.set_status(StatusCode.ERROR, (error or {}).get("message") or None)
+            span.set_status(StatusCode.ERROR, attributes.encodable((error or {}).get("message")) or None)
     span.end(end_time)
 
 
@@ -412,7 +412,7 @@ class LiveStep:
         self.final = False
         self.queued = False
         self.options: dict[str, Any] = {}
-        """``gen_ai.request.*`` attributes of the last request."""
+        """``gen_ai.request.*`` and ``server.*`` attributes of the last request."""
         self._attempts: dict[str, AttemptView] = {}
         self._attempt_count = 0
         self._scope_open = True
@@ -552,7 +552,7 @@ class LiveStep:
         )
         given.update(self.options)
         last = self.last_attempt
-        if last is not None and last.first_byte_ns is not None:
+        if self.operation == "stream" and last is not None and last.first_byte_ns is not None:
             given[attributes.TIME_TO_FIRST_CHUNK] = (last.first_byte_ns - self.started_ns) / 1e9
         return given
 

@@ -17,7 +17,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Tracer
 
-from otel_chatdebug.attributes import SCHEMA_URL
+from otel_chatdebug.attributes import SCHEMA_URL, encodable
 from otel_chatdebug.pipeline.inbox import Inbox
 from otel_chatdebug.records import Record
 from otel_chatdebug.redaction import Redactor
@@ -131,7 +131,7 @@ class Recorder:
         here: not to be called while folding.
         """
         span = self.tracer.start_span(
-            name, context=context, kind=kind, attributes=attributes, start_time=start_time, links=links
+            encodable(name), context=context, kind=kind, attributes=attributes, start_time=start_time, links=links
         )
         made = span.get_span_context()
         parent = trace.get_current_span(context).get_span_context()
