@@ -105,6 +105,9 @@ _OTHER_METHOD: Final = http_attributes.HttpRequestMethodValues.OTHER.value
 HTTP_METHODS: Final = frozenset(known.value for known in http_attributes.HttpRequestMethodValues) - {_OTHER_METHOD}
 """Methods that ``http.request.method`` takes as they are; any other is told as ``_OTHER``, to bound their number."""
 
+_ENDED: Final = {status.value: status for status in Status if status is not Status.IN_PROGRESS}
+"""What a finished span may say; anything else is told from its span status."""
+
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -202,12 +205,17 @@ def encodable(value: Any) -> Any:
     encoding of the whole batch, other people's spans included.
     """
     if isinstance(value, str):
-        return storable.text(value)
+        return value if value.isascii() else storable.text(value)
     if isinstance(value, (list, tuple)):
         return [encodable(item) for item in value]
     if isinstance(value, dict):
         return {name: encodable(item) for name, item in value.items()}
     return value
+
+
+def news(given: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``given`` a span does not say yet, encodable. Setting an attribute costs more than comparing it."""
+    return {name: encodable(value) for name, value in given.items() if told.get(name) != value}
 
 
 def local_run_id(trace_id: int, root_span_id: int) -> str:
@@ -224,10 +232,8 @@ def record_from_span(span: ReadableSpan, replica_id: str) -> Record | None:
     make = {"run": _run, "step": _step, "attempt": _attempt}.get(str(attributes.get(RECORD)))
     if make is None or span.context is None or span.start_time is None or span.end_time is None:
         return None
-    try:
-        status = Status(str(attributes.get(STATUS)))
-    except ValueError:
-        status = Status.ERROR if span.status.status_code is StatusCode.ERROR else Status.COMPLETED
+    failed = span.status.status_code is StatusCode.ERROR
+    status = _ENDED.get(str(attributes.get(STATUS)), Status.ERROR if failed else Status.COMPLETED)
     error = None
     if status is Status.ERROR:
         error = {"type": attributes.get(ERROR_TYPE) or "_OTHER", "message": span.status.description or ""}
@@ -262,7 +268,7 @@ def _run(attributes: Mapping[str, Any], common: dict[str, Any], span: ReadableSp
 
 
 def _step(attributes: Mapping[str, Any], common: dict[str, Any], span: ReadableSpan) -> StepRecord:
-    usage = {name: attributes[key] for name, key in USAGE.items() if key in attributes}
+    usage = {name: count for name, key in USAGE.items() if (count := _number(attributes.get(key))) is not None}
     if "input_tokens" in usage and "output_tokens" in usage:
         usage["total_tokens"] = usage["input_tokens"] + usage["output_tokens"]
     reasons = attributes.get(gen_ai.GEN_AI_RESPONSE_FINISH_REASONS)
@@ -278,7 +284,7 @@ def _step(attributes: Mapping[str, Any], common: dict[str, Any], span: ReadableS
         id=common["span_id"],
         rank=common["status"].priority,
         run_id=str(attributes.get(RUN_ID) or common["trace_id"]),
-        step_number=int(attributes.get(STEP_NUMBER) or 1),
+        step_number=_number(attributes.get(STEP_NUMBER)) or 1,
         operation=attributes.get(STEP_OPERATION),
         provider=attributes.get(PROVIDER_NAME),
         model=attributes.get(REQUEST_MODEL),
@@ -296,15 +302,15 @@ def _attempt(attributes: Mapping[str, Any], common: dict[str, Any], span: Readab
         rank=AttemptRank.FINAL,
         step_id=str(attributes.get(STEP_ID) or parent),
         run_id=str(attributes.get(RUN_ID) or common["trace_id"]),
-        number=int(attributes.get(ATTEMPT_NUMBER) or 1),
+        number=_number(attributes.get(ATTEMPT_NUMBER)) or 1,
         end_reason=attributes.get(ATTEMPT_END_REASON),
         method=attributes.get(http_attributes.HTTP_REQUEST_METHOD_ORIGINAL)
         or attributes.get(http_attributes.HTTP_REQUEST_METHOD),
         url=attributes.get(url_attributes.URL_FULL),
         path=attributes.get(url_attributes.URL_PATH),
-        response_status=attributes.get(http_attributes.HTTP_RESPONSE_STATUS_CODE),
-        bytes_received=int(attributes.get(ATTEMPT_BYTES) or 0),
-        events=int(attributes.get(STREAM_EVENTS) or 0),
+        response_status=_number(attributes.get(http_attributes.HTTP_RESPONSE_STATUS_CODE)),
+        bytes_received=_number(attributes.get(ATTEMPT_BYTES)) or 0,
+        events=_number(attributes.get(STREAM_EVENTS)) or 0,
         duration_ms=(ended_ns - started_ns) / 1e6,
     )
 
@@ -322,6 +328,11 @@ def _error_type(record: RunRecord | StepRecord | AttemptRecord) -> str | None:
     if record.status is not Status.ERROR:
         return None
     return str((record.error or {}).get("type") or "_OTHER")
+
+
+def _number(value: Any) -> int | None:
+    """A span of another source may carry anything; what is no whole number is as good as absent."""
+    return value if type(value) is int else None
 
 
 def _known(attributes: dict[str, Any]) -> dict[str, Any]:
