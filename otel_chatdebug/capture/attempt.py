@@ -66,7 +66,8 @@ class Attempt:
         "content_us", "end_of_body_ns", "end_reason", "error", "facts", "final", "finished_ns", "first_byte_ns",
         "format", "id", "in_call", "last_byte_ns", "longest_gap_ns", "method", "moved", "number", "path", "pending",
         "queued", "rank", "reader", "recorder", "request", "requested_stream", "response_headers", "response_status",
-        "span", "started_ns", "state", "status", "step", "trace_id", "url", "watch",
+        "span", "started_ns", "state", "status", "step",
+        "told", "trace_id", "url", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +84,7 @@ class Attempt:
         trace_id: int,
         span_id: int,
         started_ns: int,
+        told: dict[str, Any],
     ) -> None:
         self.recorder = step.recorder
         self.step = step
@@ -90,6 +92,8 @@ class Attempt:
         self.id = f"{span_id:016x}"
         self.trace_id = f"{trace_id:032x}"
         self.span = span
+        self.told = told
+        """The attributes that its span was started with."""
         self.request = request
         self.method = method
         self.url = url
@@ -363,7 +367,7 @@ class Attempt:
             given[attributes.STREAM_LONGEST_GAP] = self.longest_gap_ns / 1e9
         else:
             del given[attributes.STREAM_EVENTS]
-        return given
+        return attributes.news(given, self.told)
 
     def run_left(self, at: int) -> None:
         """The run's scope was left. Called while folding."""

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from time import time_ns
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import (
@@ -31,7 +31,17 @@ from otel_chatdebug import attributes
 from otel_chatdebug.capture.attempt import Attempt
 from otel_chatdebug.capture.states import Event
 from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveStep, ScopeEvent
-from otel_chatdebug.pipeline.opening import CALL, REUSE, STEP, Reuse, StepScope, run_of_call, start_step, with_values
+from otel_chatdebug.pipeline.opening import (
+    CALL,
+    REUSE,
+    STEP,
+    Reuse,
+    StepScope,
+    lasting_run,
+    run_of_call,
+    start_step,
+    with_values,
+)
 from otel_chatdebug.pipeline.recorder import Recorder, active
 from otel_chatdebug.wire import registry
 from otel_chatdebug.wire.types import RequestFacts
@@ -202,13 +212,8 @@ def _begin(
     server = attributes.server_of(url.scheme, url.host, url.port)
     step.options.update(server)
     shown_url = recorder.redacted_url(full_url)
-    span, _, span_id = recorder.start_span(
-        attributes.attempt_name(method),
-        SpanKind.CLIENT,
-        parent,
-        attributes.request_attributes(method, shown_url, server),
-        started_ns,
-    )
+    told = attributes.request_attributes(method, shown_url, server)
+    span, _, span_id = recorder.start_span(attributes.attempt_name(method), SpanKind.CLIENT, parent, told, started_ns)
     attempt = Attempt(
         step,
         request=request,
@@ -221,6 +226,7 @@ def _begin(
         trace_id=int(step.trace_id, 16) if span is None else span.get_span_context().trace_id,
         span_id=span_id,
         started_ns=started_ns,
+        told=told,
     )
     attempt.in_call = True
     call.attempts.append(attempt)
@@ -254,9 +260,10 @@ def _step_for(
             return live, context
     reuse = context.get(REUSE)
     if isinstance(reuse, Reuse) and call.step is None:
-        return shared_step(
+        hold, parent = shared_step(
             recorder, reuse, context, operation_name=format.operation, provider=call.provider, model=facts.model
         )
+        return cast("LiveStep", hold.live), parent
     if call.step is None:
         call.step = _implicit_step(recorder, call, format, facts, adopt=call.sdk)
     step = call.step
@@ -269,17 +276,23 @@ def _step_for(
 
 def shared_step(
     recorder: Recorder, reuse: Reuse, context: Context, *, operation_name: str, **given: Any
-) -> tuple[LiveStep, Context]:
+) -> tuple[Hold, Context]:
     """The step that all calls of the current run share inside of ``reuse_step()``, made when it is first needed."""
     started_ns = time_ns()
-    run, parent = run_of_call(recorder, context, started_ns)
-    hold = reuse.steps.get(run.live.id)
+    run = None
+    parent = context
+    key = ""
+    if lasting_run(recorder, context):
+        run, parent = run_of_call(recorder, context, started_ns)
+        key = run.live.id
+    hold = reuse.steps.get(key)
     if hold is None or hold.live.recorder is not recorder or hold.live.final:
+        if run is None:
+            run, parent = run_of_call(recorder, context, started_ns)
         step = start_step(recorder, run, parent, started_ns, explicit=True, operation_name=operation_name, **given)
-        hold = reuse.steps[run.live.id] = Hold(step)
-    live = hold.live
-    assert isinstance(live, LiveStep)
-    return live, parent if live.span is None else trace.set_span_in_context(live.span, context)
+        hold = reuse.steps[key] = Hold(step)
+    span = hold.live.span
+    return hold, parent if span is None else trace.set_span_in_context(span, context)
 
 
 def _implicit_step(

@@ -145,7 +145,7 @@ class AttemptView(Protocol):
 def end_span(span: Span, given: dict[str, Any], status: Status, error: Any, end_time: int) -> None:
     """Ends one of our spans with its outcome. Performed when the turn was given back: it is user code."""
     if span.is_recording():
-        span.set_attributes(attributes.encodable(given))
+        span.set_attributes(given)
         if status is Status.ERROR:
             span.set_status(StatusCode.ERROR, attributes.encodable((error or {}).get("message")) or None)
     span.end(end_time)
@@ -250,7 +250,7 @@ class LiveRun:
         for step in list(self._steps.values()):
             step.run_left(at, keep_unread=left_normally)
         if left_normally:
-            self._waiting_for = {step.id for step in self._steps.values() if step.holds_run}
+            self._waiting_for = {step.id for step in self._steps.values() if step.unsettled}
             self._maybe_finish(at)
         else:
             self._finish(at)
@@ -258,6 +258,8 @@ class LiveRun:
     def _say(self, at: int, said: Said) -> None:
         if said.metadata:
             self._metadata.update(said.metadata)
+        if said.status is Status.IN_PROGRESS:
+            return
         if self._said is None or said.status.priority >= self._said.status.priority:
             self._said = said
         if said.ends:
@@ -288,7 +290,7 @@ class LiveRun:
         self.watch = None  # it refers back to us
         self.recorder.open_runs.pop(self.id, None)
         if self.span is not None:
-            given = attributes.run_attributes(self.record())
+            given = attributes.news(attributes.run_attributes(self.record()), {})
             self.recorder.inbox.defer(partial(end_span, self.span, given, self.status, self.error, at))
             self.span = None
         self.recorder.mark(self)
@@ -370,6 +372,7 @@ class LiveStep:
         span_id: int,
         started_ns: int,
         explicit: bool,
+        told: dict[str, Any],
         operation_name: str = "chat",
         operation: str | None = None,
         provider: str | None = None,
@@ -411,6 +414,8 @@ class LiveStep:
         self.last_attempt: AttemptView | None = None
         self.final = False
         self.queued = False
+        self.told = told
+        """The attributes that its span was started with."""
         self.options: dict[str, Any] = {}
         """``gen_ai.request.*`` and ``server.*`` attributes of the last request."""
         self._attempts: dict[str, AttemptView] = {}
@@ -419,6 +424,7 @@ class LiveStep:
         self._exit: Exit = NORMAL_EXIT
         self._left_ns: int | None = None
         self._said: Said | None = None
+        self._said_usage: dict[str, int] = {}
         self._updated_us = 0
         self._content_us = 0
         self._request: Any = None  # the last normalised request; the writer's thread only
@@ -481,9 +487,12 @@ class LiveStep:
         if said.metadata:
             self.metadata.update(said.metadata)
         if said.usage:
+            self._said_usage.update(said.usage)
             self.usage = {**(self.usage or {}), **said.usage}
         if said.response is not None:
             self.response = said.response
+        if said.status is Status.IN_PROGRESS:
+            return
         if self._said is None or said.status.priority >= self._said.status.priority:
             self._said = said
         if said.ends:
@@ -501,7 +510,7 @@ class LiveStep:
             if value:
                 self.metadata[name] = value
         if facts.usage is not None:
-            self.usage = {**(facts.usage.as_dict() or {}), **((self._said and self._said.usage) or {})} or None
+            self.usage = {**(facts.usage.as_dict() or {}), **self._said_usage} or None
 
     def _raise_to(self, status: Status, error: Any) -> None:
         if status.priority >= self.status.priority:
@@ -509,9 +518,7 @@ class LiveStep:
             self.error = error if status is Status.ERROR else None
 
     def _fold(self, at: int) -> None:
-        if self._scope_open or any(
-            a.rank in (AttemptRank.OPEN, AttemptRank.PROVISIONAL) for a in self._attempts.values()
-        ):
+        if self.holds_run:
             return
         status, error = self._outcome()
         self._raise_to(status, error)
@@ -554,16 +561,19 @@ class LiveStep:
         last = self.last_attempt
         if self.operation == "stream" and last is not None and last.first_byte_ns is not None:
             given[attributes.TIME_TO_FIRST_CHUNK] = (last.first_byte_ns - self.started_ns) / 1e9
-        return given
+        return attributes.news(given, self.told)
 
     # -- looking
 
     @property
     def holds_run(self) -> bool:
         """Somebody may still use it, so its run is not over."""
-        return self._scope_open or any(
-            a.rank in (AttemptRank.OPEN, AttemptRank.PROVISIONAL) for a in self._attempts.values()
-        )
+        return self._scope_open or self.unsettled
+
+    @property
+    def unsettled(self) -> bool:
+        """The outcome of one of its attempts is not known yet."""
+        return any(a.rank in (AttemptRank.OPEN, AttemptRank.PROVISIONAL) for a in self._attempts.values())
 
     def last_moment(self) -> int:
         last = self.last_attempt

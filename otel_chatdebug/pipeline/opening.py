@@ -44,7 +44,10 @@ class StepScope:
 
 
 class Reuse:
-    """One ``reuse_step()``: the shared step of each run, made when it is first needed."""
+    """One ``reuse_step()``: the shared step of each run, made when it is first needed.
+
+    By the run's id; ``""`` where there is no run but the one that was made for this step alone.
+    """
 
     __slots__ = ("steps",)
 
@@ -101,6 +104,20 @@ def start_run(
         _own_root(span, hold)
     recorder.inbox.emit(run, ScopeEvent.STARTED, started_ns)
     return hold, with_values(context, {RUN: hold, STEP: None, CALL: None}, span)
+
+
+def lasting_run(recorder: Recorder, context: Context) -> bool:
+    """Whether `run_of_call` finds a run in ``context``, or makes one that further calls there will share."""
+    hold = current_run(recorder, context)
+    if hold is not None:
+        return not (isinstance(hold.live, LiveRun) and hold.live.over)
+    root = getattr(trace.get_current_span(context), LOCAL_ROOT, None)
+    if not isinstance(root, LocalRoot):
+        return False
+    found = root.run
+    return found is None or (
+        isinstance(found.live, LiveRun) and found.live.recorder is recorder and not found.live.over
+    )
 
 
 def run_of_call(recorder: Recorder, context: Context, started_ns: int) -> tuple[Hold, Context]:
@@ -217,26 +234,26 @@ def start_step(
     model, provider = given.get("model"), given.get("provider")
     span: Span | None
     span_context: SpanContext | None
+    told: dict[str, Any] = {}
     if adopted is not None:
         span, span_context = None, adopted.get_span_context()
         trace_id, span_id = span_context.trace_id, span_context.span_id
     else:
-        step_attributes: dict[str, Any] = {
-            attributes.RECORD: "step",
-            attributes.OPERATION_NAME: operation_name,
-        }
+        told.update({attributes.RECORD: "step", attributes.OPERATION_NAME: operation_name})
         if provider:
-            step_attributes[attributes.PROVIDER_NAME] = provider
+            told[attributes.PROVIDER_NAME] = provider
         if model:
-            step_attributes[attributes.REQUEST_MODEL] = model
+            told[attributes.REQUEST_MODEL] = model
         span, trace_id, span_id = recorder.start_span(
             f"{operation_name} {model}" if model else operation_name,
             SpanKind.CLIENT,
             context,
-            step_attributes,
+            told,
             started_ns,
         )
         span_context = span.get_span_context() if span is not None else None
+        if span is None and isinstance(run.live, LiveRun):  # no SDK: there is no trace but the run's
+            trace_id = int(run.live.trace_id, 16)
     step = LiveStep(
         recorder,
         run=run,
@@ -246,6 +263,7 @@ def start_step(
         span_id=span_id,
         started_ns=started_ns,
         explicit=explicit,
+        told=told,
         operation_name=operation_name,
         **given,
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, Tracer
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Tracer
 
 from otel_chatdebug.attributes import SCHEMA_URL, encodable
 from otel_chatdebug.pipeline.inbox import Inbox
@@ -134,9 +134,10 @@ class Recorder:
             encodable(name), context=context, kind=kind, attributes=attributes, start_time=start_time, links=links
         )
         made = span.get_span_context()
-        parent = trace.get_current_span(context).get_span_context()
-        if not made.is_valid or made.span_id == parent.span_id:
-            return None, parent.trace_id or random.getrandbits(128), random.getrandbits(64)
+        if isinstance(span, NonRecordingSpan):
+            parent = trace.get_current_span(context).get_span_context()
+            if not made.is_valid or made.span_id == parent.span_id:
+                return None, parent.trace_id or random.getrandbits(128), random.getrandbits(64)
         return span, made.trace_id, made.span_id
 
     @staticmethod
