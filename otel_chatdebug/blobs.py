@@ -44,7 +44,7 @@ def without_blobs_text(text: str) -> str:
     """``text`` with each data URL and each long run of base64 replaced by its length."""
     if "data:" in text:
         text = _DATA_URL.sub(_replace_data_url, text)
-    if len(text) >= MIN_BLOB:
+    if len(text) >= MIN_BLOB and max(map(len, text.split()), default=0) >= MIN_BLOB:  # prose has no such word
         text = _BASE64.sub(_replace_base64, text)
     return text
 
