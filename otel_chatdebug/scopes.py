@@ -154,7 +154,8 @@ class _Scope(Generic[L]):
         """Says how it ended. Callable repeatedly: a lower status is ignored, an equal one updates, completed clears the
         error.
 
-        ``status`` defaults to ``completed``, or to what ``error`` is classified as. ``response`` is kept as the step's
+        ``status`` defaults to ``completed``, or to what ``error`` is classified as; ``in_progress`` is lower than all
+        and ends nothing. ``response`` is kept as the step's
         response, ``usage`` overrides token counts (``input_tokens``, ...), ``metadata`` is added. Inside of its
         ``with`` block the scope goes on until the block is left. Returns whether it was recorded: False where nothing
         is, where it belongs to another process, or after ``shutdown()``. A status that is none is a ``ValueError``.
@@ -177,7 +178,7 @@ class _Scope(Generic[L]):
                 response=response,
                 usage=usage,
                 metadata=None if metadata is None else recorder.redactor.json_value(dict(metadata)),
-                ends=not self._scoped,
+                ends=not self._scoped and said_status is not Status.IN_PROGRESS,
             )
             recorder.inbox.emit(live, ScopeEvent.SAID, time_ns(), said)
             recorder.inbox.settle()
@@ -332,8 +333,8 @@ class Step(_Scope[LiveStep]):
             given["metadata"] = recorder.redactor.json_value(dict(given["metadata"]))
         reuse = context.get(REUSE)
         if isinstance(reuse, Reuse):
-            live, _ = shared_step(recorder, reuse, context, operation_name=self._operation_name, **given)
-            self._hold = reuse.steps[live.run.id]
+            self._hold, _ = shared_step(recorder, reuse, context, operation_name=self._operation_name, **given)
+            live = cast("LiveStep", self._hold.live)
             self._shared = True
         else:
             run, parent = run_of_call(recorder, context, now)
