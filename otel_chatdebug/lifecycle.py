@@ -96,6 +96,8 @@ def arm(
     global _armed
     with _lock:
         if _armed is not None:
+            # An exporter arms while the SDK is being set up; its provider is there when the instrumentors come.
+            _armed.join()
             return _armed.recorder
         settings = settings or Settings.load()
         if not settings.recording:
