@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -21,8 +21,17 @@ logger = logging.getLogger("otel_chatdebug")
 MESSAGE_LIMIT: Final = 3 * 1024 * 1024
 """Bytes of one OTLP message, by our estimate: gRPC receivers refuse messages over 4 MiB for good."""
 
-SPAN_OVERHEAD: Final = 512
-"""Bytes that a span costs beside its texts, estimated generously."""
+SPAN_OVERHEAD: Final = 256
+"""Bytes that a span costs beside its texts, at most: ids, times, kind, flags, counts, and the messages around it."""
+
+ITEM_OVERHEAD: Final = 64
+"""The same for an event or a link."""
+
+FIELD: Final = 6
+"""Bytes before a text or a message, at most: protobuf's tag and length."""
+
+NUMBER: Final = 11
+"""Bytes of a number, at most: protobuf's tag and a negative integer."""
 
 
 class _SpanSource:
@@ -85,12 +94,22 @@ class ChatDebugOTLPSpanExporter(ChatDebugSpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         super().export(spans)
-        result = SpanExportResult.SUCCESS
-        for piece in pieces(spans):
-            if self._otlp.export(piece) is not SpanExportResult.SUCCESS:
-                self.refused += len(piece)
-                result = SpanExportResult.FAILURE
-        return result
+        refused = sum(self._send(piece) for piece in pieces(spans))
+        self.refused += refused
+        return SpanExportResult.FAILURE if refused else SpanExportResult.SUCCESS
+
+    def _send(self, piece: Sequence[ReadableSpan]) -> int:
+        """How many spans of ``piece`` were refused."""
+        try:
+            return 0 if self._otlp.export(piece) is SpanExportResult.SUCCESS else len(piece)
+        except ValueError:  # a span that cannot be encoded (whosever it is) must not cost all the others
+            if len(piece) > 1:
+                middle = len(piece) // 2
+                return self._send(piece[:middle]) + self._send(piece[middle:])
+            fault("encoding a span")
+        except Exception:
+            fault("ChatDebugOTLPSpanExporter.export")
+        return len(piece)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         flushed = self._otlp.force_flush(timeout_millis)
@@ -127,22 +146,36 @@ def pieces(spans: Sequence[ReadableSpan], limit: int = MESSAGE_LIMIT) -> list[li
 
 
 def estimated_size(span: ReadableSpan) -> int:
-    """About how many bytes a span takes in an OTLP message, never much too few."""
-    size = SPAN_OVERHEAD + _size(span.attributes)
+    """How many bytes a span takes in an OTLP message, never too few: its resource and scope are counted with it."""
+    size = SPAN_OVERHEAD + _text(span.name) + _text(span.status.description) + _attributes(span.attributes)
+    if span.context is not None and span.context.trace_state:
+        size += _text(span.context.trace_state.to_header())
     for event in span.events:
-        size += SPAN_OVERHEAD // 8 + _size(event.attributes)
+        size += ITEM_OVERHEAD + _text(event.name) + _attributes(event.attributes)
     for link in span.links:
-        size += SPAN_OVERHEAD // 8 + _size(link.attributes)
+        size += ITEM_OVERHEAD + _attributes(link.attributes)
+    size += _attributes(span.resource.attributes) + _text(span.resource.schema_url)
+    scope = span.instrumentation_scope
+    if scope is not None:
+        size += _text(scope.name) + _text(scope.version) + _text(scope.schema_url) + _attributes(scope.attributes)
     return size
 
 
-def _size(attributes: Any) -> int:
-    return sum(len(name) + 8 + _value_size(value) for name, value in (attributes or {}).items())
+def _attributes(attributes: Any) -> int:
+    return sum(2 * FIELD + _text(str(name)) + FIELD + _value(value) for name, value in (attributes or {}).items())
 
 
-def _value_size(value: Any) -> int:
+def _value(value: Any) -> int:
     if isinstance(value, str):
-        return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+        return _text(value)
     if isinstance(value, (list, tuple)):
-        return sum(_value_size(item) + 4 for item in value)
-    return len(value) if isinstance(value, bytes) else 10
+        return FIELD + sum(FIELD + _value(item) for item in value)
+    if isinstance(value, Mapping):
+        return FIELD + _attributes(value)
+    return FIELD + len(value) if isinstance(value, bytes) else NUMBER
+
+
+def _text(text: str | None) -> int:
+    if not text:
+        return 0
+    return FIELD + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))

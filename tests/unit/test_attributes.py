@@ -67,7 +67,7 @@ steps = finished(
     operation=st.sampled_from([None, "stream", "generate", "by hand"]),
     provider=optional_texts,
     model=optional_texts,
-    usage=st.fixed_dictionaries({name: counts for name in attributes.USAGE}).map(
+    usage=st.fixed_dictionaries(dict.fromkeys(attributes.USAGE, counts)).map(
         lambda usage: {name: count for name, count in usage.items() if count is not None} or None
     ),
     metadata=st.none()
