@@ -155,10 +155,10 @@ class _Scope(Generic[L]):
         error.
 
         ``status`` defaults to ``completed``, or to what ``error`` is classified as; ``in_progress`` is lower than all
-        and ends nothing. ``response`` is kept as the step's
-        response, ``usage`` overrides token counts (``input_tokens``, ...), ``metadata`` is added. Inside of its
-        ``with`` block the scope goes on until the block is left. Returns whether it was recorded: False where nothing
-        is, where it belongs to another process, or after ``shutdown()``. A status that is none is a ``ValueError``.
+        and ends nothing. ``response`` is kept as the step's response, ``usage`` overrides token counts
+        (``input_tokens``, ...), ``metadata`` is added. Inside of its ``with`` block the scope goes on until the block
+        is left. Returns whether it was recorded: False where nothing is, where it belongs to another process, or after
+        ``shutdown()``. A status that is none is a ``ValueError``.
         """
         said_status = None if status is None else Status(status)
         self._start()
