@@ -37,6 +37,7 @@ from otel_chatdebug.tables import storable
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
 class Text(TypeDecorator[str]):
@@ -74,8 +75,8 @@ class JSON(TypeDecorator[Any]):
             return None
         storable_value = storable.json_value(value)
         if dialect.name == "postgresql":
-            return storable_value
-        return json.dumps(storable_value, ensure_ascii=False, separators=(",", ":"))
+            return storable_value  # JSONB encodes it
+        return _encode(storable_value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":

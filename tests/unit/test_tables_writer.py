@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
-import multiprocessing
 import os
 import sqlite3
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -532,33 +532,54 @@ def test_old_rows_are_removed_at_the_start(make: Callable[..., Writer], path: Pa
     assert ids(path) == ["new", "newest"]
 
 
-def _first_start(url: str, number: int, ready: Any, results: Any) -> None:
-    lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger().addHandler(handler)
-    writer = Writer(url, replica_id=str(number), heartbeat_interval=9, beat=Beat)
-    ready.wait(60)
-    writer.put(Live(run_record(str(number))))
-    results.put((writer.flush(60), lines))
-    writer.close()
+FIRST_START = """
+import logging, sys
+from otel_chatdebug.records import RunRecord, Source
+from otel_chatdebug.status import Status
+from otel_chatdebug.tables import migrations, queries
+from otel_chatdebug.tables.writer import Beat, Writer
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
+
+class Live:
+    final = queued = True
+    def records(self):
+        return [RunRecord(id=sys.argv[2], rank=0, updated_at=1, replica_id="r", status=Status.IN_PROGRESS,
+                          kind="auto", started_at=1)]
+
+writer = Writer(sys.argv[1], replica_id="r", heartbeat_interval=9, beat=Beat)
+print("ready", flush=True)
+sys.stdin.readline()
+writer.put(Live())
+print(writer.flush(60), writer.close())
+"""
 
 
 def test_four_processes_that_start_at_once_make_one_database(path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, results = context.Barrier(4), context.Queue()
     processes = [
-        context.Process(target=_first_start, args=(f"sqlite:///{path}", number, ready, results)) for number in range(4)
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_START, f"sqlite:///{path}", str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(writer.__file__).parents[2])},
+        )
+        for number in range(4)
     ]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    results.close()
-    results.join_thread()
-    assert found == [(True, [])] * 4
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert said == ["True True\n"] * 4
     assert ids(path) == ["0", "1", "2", "3"]
 
 
