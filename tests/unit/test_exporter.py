@@ -114,6 +114,31 @@ def test_the_estimate_is_never_below_the_real_size(batch: list[ReadableSpan]) ->
     assert sum(map(estimated_size, batch)) >= encoded_size(batch)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"attributes": {f"k{number}": "" for number in range(1000)}},
+        {"attributes": {f"ключ{number}": -number for number in range(1000)}},
+        {"attributes": {f"k{number}": True for number in range(1000)}},
+        {"attributes": {"k": [-1] * 5000}},
+        {"attributes": {"k": ["x" * 200] * 5000}},
+        {"attributes": {"k": [[["ü"]]] * 5000}},
+        {"attributes": {"k": {f"k{number}": {"k": b"x" * 200} for number in range(5000)}}},
+        {"events": [Event("ä" * 200, {"k": "v"}, 2**64 - 1)] * 1000},
+        {"links": [Link(SpanContext(1, 1, True), {"k": "v" * 200})] * 1000},
+        {"resource": Resource({f"k{number}": "v" for number in range(1000)})},
+        {"status": SpanStatus(StatusCode.ERROR, "é" * 100_000)},
+        {"name": "é" * 100_000},
+    ],
+    ids=str.split("empty numbers flags integers texts nested mappings events links resource status name"),
+)
+def test_the_estimate_holds_for_a_thousand_of_anything(more: dict[str, Any]) -> None:
+    """What is generous for one span would hide what is too little for each item."""
+    one = span(**more)
+
+    assert encoded_size([one]) <= estimated_size(one) <= 5 * encoded_size([one])
+
+
 def test_the_estimate_is_close_where_it_matters() -> None:
     """Of spans that carry content the texts are nearly all."""
     large = span(attributes={"content": "ä" * 50_000, "more": ["x" * 10_000] * 2})
