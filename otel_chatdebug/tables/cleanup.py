@@ -141,7 +141,8 @@ def _give_back(engine: Engine) -> None:
     if engine.dialect.name != "sqlite":
         return
     with engine.connect() as connection:
-        # Outside of a transaction of ours; it steps once for each page, so it must be fetched to its end.
+        # Outside of a transaction of ours. It steps once for each page, in rows without columns, of which ``execute``
+        # takes the first and no more; ``executescript`` goes on to the end.
         raw = connection.connection.driver_connection
         assert raw is not None
-        raw.execute("PRAGMA incremental_vacuum").fetchall()
+        raw.executescript("PRAGMA incremental_vacuum")
