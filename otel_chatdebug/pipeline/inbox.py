@@ -71,6 +71,14 @@ class Inbox:
         """Puts off ``action`` until the turn is given back. Called while folding."""
         self._deferred.append(action)
 
+    def fault(self, where: str) -> None:
+        """Like `otel_chatdebug.faults.fault`, for those who must not log: it is told when the turn is given back.
+
+        Called from an ``except`` block. Safe in finalizers, in a locked section and while folding.
+        """
+        self._deferred.append(_fault_teller(where))
+        self.wake()
+
     def settle(self, *, wait: bool = False) -> None:
         """Folds what has come, unless another thread is at it (which then folds ours, too).
 
@@ -119,6 +127,8 @@ class Inbox:
             if held:
                 self._owner = 0
                 self._turn.release()
+                if not self._events.empty():
+                    self.wake()  # somebody who settled meanwhile did not get the turn, and went on
 
     def _fold(self) -> None:
         get = self._events.get_nowait
@@ -130,8 +140,7 @@ class Inbox:
             try:
                 target.apply(event, at, payload)
             except Exception:
-                # Told outside of the turn: logging is user code.
-                self._deferred.append(_fault_teller(f"{type(target).__name__}.apply({event.name})"))
+                self.fault(f"{type(target).__name__}.apply({event.name})")
 
     def _perform(self) -> None:
         me = get_ident()
