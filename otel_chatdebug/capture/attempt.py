@@ -45,6 +45,9 @@ KEPT_BODY = 4 * 1024 * 1024
 """Bytes of a decoded body that are kept in memory, from its beginning. Enough for 50,000 characters of text that
 come in events of 300 bytes for each token; a body of 1 GB costs no more."""
 
+FIRST_BYTES = 64
+"""Bytes at the start of a body that may show that it is a stream, whatever its content type says."""
+
 PARTIAL_CONTENT_INTERVAL = 5_000_000_000
 """Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
 
@@ -62,12 +65,11 @@ class Attempt:
 
     __slots__ = (
         "__weakref__", "_content_length", "_content_ns", "_decoded", "_decoder", "_digest_at", "_digesting", "_kept",
-        "_raised", "_ready", "_request_body", "_request_headers", "_updated_us", "begun", "bytes_received",
+        "_may_be_framed", "_raised", "_request_body", "_request_headers", "_updated_us", "begun", "bytes_received",
         "content_us", "end_of_body_ns", "end_reason", "error", "facts", "final", "finished_ns", "first_byte_ns",
-        "format", "id", "in_call", "last_byte_ns", "longest_gap_ns", "method", "moved", "number", "path", "pending",
-        "queued", "rank", "reader", "recorder", "request", "requested_stream", "response_headers", "response_status",
-        "span", "started_ns", "state", "status", "step",
-        "told", "trace_id", "url", "watch",
+        "format", "id", "in_call", "last_byte_ns", "longest_gap_ns", "method", "moved", "number", "own_call", "path",
+        "pending", "queued", "rank", "reader", "recorder", "request", "response_headers", "response_status", "span",
+        "started_ns", "state", "status", "step", "told", "trace_id", "url", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -99,7 +101,6 @@ class Attempt:
         self.url = url
         self.path = path
         self.format = format
-        self.requested_stream = requested_stream
         self.started_ns = started_ns
         self.finished_ns: int | None = None
         self.first_byte_ns: int | None = None
@@ -119,6 +120,8 @@ class Attempt:
         self.queued = False
         self.in_call = False
         """The call that sends it has not returned yet, and will settle the inbox when it does."""
+        self.own_call: Any = None
+        """The `Call` that holds nothing but this request, where it was sent outside of any."""
         self.begun = False
         """Somebody has begun to iterate the body."""
         self.moved = False
@@ -133,7 +136,8 @@ class Attempt:
         self._decoder: encoding.Decoder | None = None
         self._decoded = True
         self._content_length: int | None = None
-        self._ready = False
+        self._may_be_framed = requested_stream
+        """Its first bytes may still show that it is a stream after all."""
         self._raised: dict[str, Any] | None = None
         self._request_headers: Any = None
         self._request_body: str | None = None
@@ -156,25 +160,35 @@ class Attempt:
         if coding:
             self._decoder = encoding.decoder(coding)
             self._decoded = self._decoder is not None
-        self.emit(self._headers_event(headers.get("content-type"), b""))
+        self._emit_headers()
 
-    def _headers_event(self, content_type: str | None, first: bytes) -> Event:
-        if registry.is_framed(content_type, first, requested_stream=self.requested_stream):
-            return Event.STREAM_HEADERS
-        return Event.BODY_HEADERS
+    def _emit_headers(self) -> None:
+        if registry.is_framed(self.response_headers.get("content-type")):
+            # Made before the first chunk can come: whoever digests that one must find it.
+            self.reader = registry.StreamReader(self.format)
+            self.emit(Event.STREAM_HEADERS)
+        else:
+            self.emit(Event.BODY_HEADERS)
 
     def _take_ready(self, response: Any) -> None:
-        content = response.content
-        now = time_ns()
+        self._emit_headers()
+        try:
+            content = response.content
+        except Exception:  # "not read yet": its transport has closed it, and nobody will ever read it
+            self.emit(Event.CLOSED)
+            return
         if content:
             self.pending.append(content)
-            self.first_byte_ns = self.last_byte_ns = now
+            self.first_byte_ns = self.last_byte_ns = time_ns()
         self.begun = True
         self.bytes_received = response.num_bytes_downloaded or len(content)
-        self._ready = True
-        self.emit(self._headers_event(response.headers.get("content-type"), content[:64]))
         self.emit(Event.END_OF_BODY)
         self.emit(Event.CLOSED)
+
+    def out_of_sight(self) -> None:
+        """By a fault of ours nobody will tell how the body ends: it must not stay open for good."""
+        self.emit(Event.BODY_HEADERS)
+        self.tell(Event.COLLECTED)
 
     def chunk(self, data: bytes) -> None:
         """A chunk of the body passes by. The only thing on the path of a chunk; must cost next to nothing."""
@@ -226,15 +240,26 @@ class Attempt:
                 data = self._decoder.decode(data)
             elif not self._decoded:
                 return
+            if self.reader is None and self._may_be_framed:
+                self._look_for_frames(data)
             room = KEPT_BODY - len(self._kept)
             if room > 0:
                 self._kept += data[:room] if len(data) > room else data
             if self.reader is not None:
                 self.reader.feed(data)
         except Exception:
-            fault("Attempt.digest")
+            self.recorder.inbox.fault("Attempt.digest")
         finally:
             self._digesting.release()
+
+    def _look_for_frames(self, data: bytes) -> None:
+        """A body may show by its first bytes that it is framed, whatever its content type says."""
+        before = bytes(self._kept)
+        first = before + data[:FIRST_BYTES]
+        if registry.is_framed(None, first, requested_stream=True):
+            self.reader = registry.StreamReader(self.format)
+            self.reader.feed(before)
+        self._may_be_framed = self.reader is None and len(first) < FIRST_BYTES
 
     # -- folding: called by the thread that has the turn
 
@@ -243,34 +268,25 @@ class Attempt:
         state = self.state
         if state is State.FINAL:
             return
-        if event is Event.STREAM_HEADERS:
-            self.reader = registry.StreamReader(self.format)
-        elif state is not State.WAITING:
+        if state is not State.WAITING:
             self.digest(wait=True)
-            if state in (State.READING, State.BODY_CLOSING) and self.reader is None:
-                state = self._look_for_frames(state)
+            if self.reader is not None and state in (State.READING, State.BODY_CLOSING):
+                state = MOVES[state, Event.FRAMED].to
         move = MOVES[state, event]  # type: ignore[index]  # the inbox carries any Enum; ours are Events
         self.state = move.to
         if event is Event.END_OF_BODY and self.end_of_body_ns is None:
             self.end_of_body_ns = at
             if self.reader is not None:
-                self.reader.finish()
-        if payload is not None:
+                with self._digesting:
+                    self.reader.finish()
+        if payload is not None and move.ending is not None:
             self._raised = payload
         if move.ending is not None:
             self._end(move.ending, at)
         elif move.to is State.FINAL:  # its outcome is known already
-            self.rank, self.final = AttemptRank.FINAL, True
+            self.rank, self.final, self.watch = AttemptRank.FINAL, True, None
             self.step.attempt_changed(self, at)
         self.recorder.mark(self)
-
-    def _look_for_frames(self, state: State) -> State:
-        """A body may show by its first bytes that it is framed, whatever its content type says."""
-        if self.requested_stream and registry.is_framed(None, bytes(self._kept[:64]), requested_stream=True):
-            self.reader = registry.StreamReader(self.format)
-            self.reader.feed(bytes(self._kept))
-            state = self.state = MOVES[state, Event.FRAMED].to
-        return state
 
     def _end(self, ending: Ending, at: int) -> None:
         if self.reader is not None:
@@ -291,6 +307,8 @@ class Attempt:
         )
         self.status, self.end_reason, self.rank = found.status, found.reason.value, found.rank
         self.final = found.rank == AttemptRank.FINAL
+        if self.final:
+            self.watch = None  # it refers back to us
         self.error = self._error(found.error) if found.error is not None else None
         if found.moment is Moment.END_OF_BODY:
             self.finished_ns = self.end_of_body_ns or at
@@ -331,7 +349,7 @@ class Attempt:
             try:
                 self.format.read_json(self.facts, body)
             except Exception:
-                fault("Format.read_json")
+                self.recorder.inbox.fault("Format.read_json")
         if (self.response_status or 0) >= 400 and self.facts.error is None:
             self.facts.error = registry.error_from_body(body)
 
@@ -348,18 +366,28 @@ class Attempt:
             return None
 
     def _is_whole(self) -> bool:
-        if self.reader is not None:
-            return self.facts.terminal or (self.end_of_body_ns is not None and not self.format.has_terminal)
-        status = self.response_status or 0
+        status = self.response_status
+        if status is None:
+            return False
         if self.method in _BODILESS_METHODS or status < 200 or status in _BODILESS_STATUS:
             return True
+        if self.reader is not None:
+            # Where it cannot be looked into, nobody knows of a terminal event: its end is the end.
+            ends_by_itself = not self.format.has_terminal or not self._legible
+            return self.facts.terminal or (self.end_of_body_ns is not None and ends_by_itself)
         if self._content_length is not None:
             return self.bytes_received >= self._content_length
         if self.end_of_body_ns is None:
             return False
-        if not self._holds_json() or not self._decoded or len(self._kept) >= KEPT_BODY:
+        if not self._holds_json() or not self._legible or len(self._kept) >= KEPT_BODY:
             return True  # nothing says how long it should be: its end is the end
         return self._json() is not None
+
+    @property
+    def _legible(self) -> bool:
+        """The body's content coding could be undone, all of it."""
+        decoder = self._decoder
+        return self._decoded and not (decoder is not None and (decoder.failed or decoder.exhausted))
 
     def _span_attributes(self) -> dict[str, Any]:
         given = attributes.attempt_attributes(self.record())

@@ -44,22 +44,34 @@ class _Body:
         return getattr(self._stream, name)
 
 
+def tell(attempt: Attempt, event: Event, exc: BaseException | None = None) -> None:
+    """Tells the attempt what was seen. Our faults stay ours; and it may be a finalizer that calls, so none is logged
+    here."""
+    try:
+        if event is Event.CLOSING:  # what follows is told in a moment
+            attempt.emit(event)
+        else:
+            attempt.tell(event, None if exc is None else attempt.recorder.describe(exc))
+    except Exception:
+        attempt.recorder.inbox.fault(f"telling {event.name}")
+
+
 def read_failed(attempt: Attempt, exc: BaseException) -> None:
     """Reading the body was ended by ``exc``."""
     if isinstance(exc, GeneratorExit):
-        attempt.tell(Event.GENERATOR_CLOSED)
+        tell(attempt, Event.GENERATOR_CLOSED)
     elif isinstance(exc, Exception):
-        attempt.tell(Event.READ_ERROR, attempt.recorder.describe(exc))
+        tell(attempt, Event.READ_ERROR, exc)
     else:
-        attempt.tell(Event.CANCELLED)
+        tell(attempt, Event.CANCELLED)
 
 
 def close_failed(attempt: Attempt, exc: BaseException) -> None:
     """Closing the body was ended by ``exc``. A close that is cancelled has closed what it could."""
     if isinstance(exc, Exception):
-        attempt.tell(Event.CLOSE_FAILED, attempt.recorder.describe(exc))
+        tell(attempt, Event.CLOSE_FAILED, exc)
     else:
-        attempt.tell(Event.CLOSED)
+        tell(attempt, Event.CLOSED)
 
 
 class SyncBody(_Body):
@@ -71,21 +83,24 @@ class SyncBody(_Body):
         see = attempt.chunk
         try:
             for chunk in self._stream:
-                see(chunk)
+                try:
+                    see(chunk)
+                except Exception:
+                    attempt.recorder.inbox.fault("Attempt.chunk")
                 yield chunk
         except BaseException as exc:
             read_failed(attempt, exc)
             raise
-        attempt.tell(Event.END_OF_BODY)
+        tell(attempt, Event.END_OF_BODY)
 
     def close(self) -> None:
-        self._attempt.emit(Event.CLOSING)
+        tell(self._attempt, Event.CLOSING)
         try:
             self._stream.close()
         except BaseException as exc:
             close_failed(self._attempt, exc)
             raise
-        self._attempt.tell(Event.CLOSED)
+        tell(self._attempt, Event.CLOSED)
 
 
 class AsyncBody(_Body):
@@ -98,7 +113,10 @@ class AsyncBody(_Body):
         chunks = self._stream.__aiter__()
         try:
             async for chunk in chunks:
-                see(chunk)
+                try:
+                    see(chunk)
+                except Exception:
+                    attempt.recorder.inbox.fault("Attempt.chunk")
                 yield chunk
         except BaseException as exc:
             read_failed(attempt, exc)
@@ -106,16 +124,16 @@ class AsyncBody(_Body):
             if isinstance(exc, GeneratorExit) and isinstance(chunks, AsyncGenerator):
                 await chunks.aclose()
             raise
-        attempt.tell(Event.END_OF_BODY)
+        tell(attempt, Event.END_OF_BODY)
 
     async def aclose(self) -> None:
-        self._attempt.emit(Event.CLOSING)
+        tell(self._attempt, Event.CLOSING)
         try:
             await self._stream.aclose()
         except BaseException as exc:
             close_failed(self._attempt, exc)
             raise
-        self._attempt.tell(Event.CLOSED)
+        tell(self._attempt, Event.CLOSED)
 
 
 @cache

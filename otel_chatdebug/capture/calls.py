@@ -30,6 +30,7 @@ from opentelemetry.trace import Span, SpanKind
 from otel_chatdebug import attributes
 from otel_chatdebug.capture.attempt import Attempt
 from otel_chatdebug.capture.states import Event
+from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveStep, ScopeEvent
 from otel_chatdebug.pipeline.opening import (
     CALL,
@@ -202,6 +203,7 @@ def _begin(
     started_ns = time_ns()
     format = registry.find(path) or registry.generic
     facts = request_facts(format, call.body if call is not None else None, request)
+    own = call is None
     if call is None:  # `_send_single_request` was called directly: a call of its own
         call = Call(recorder, context, sdk=False)
     call.is_model_call = True
@@ -229,20 +231,29 @@ def _begin(
         told=told,
     )
     attempt.in_call = True
-    call.attempts.append(attempt)
-    inbox = recorder.inbox
-    inbox.emit(step, ScopeEvent.ATTEMPT, started_ns, attempt)
-    recorder.mark(attempt)
-    recorder.ensure_running()
-    inbox.settle()
+    attempt.own_call = call if own else None
     inner = with_values(
         context,
         {_SUPPRESS_HTTP_INSTRUMENTATION_KEY: Within(method, full_url), CALL: None, STEP: None},
         span,
     )
+    # What may raise comes before the step is told: an attempt that it waits for has to have an end.
     if span is not None:
-        propagate.inject(request.headers, inner)
+        _inject(request, inner)
+    recorder.ensure_running()
+    call.attempts.append(attempt)
+    inbox = recorder.inbox
+    inbox.emit(step, ScopeEvent.ATTEMPT, started_ns, attempt)
+    recorder.mark(attempt)
+    inbox.settle()
     return attempt, inner
+
+
+def _inject(request: Any, context: Context) -> None:
+    try:
+        propagate.inject(request.headers, context)
+    except Exception:  # a propagator of the user's
+        fault("propagating the trace context")
 
 
 def _step_for(

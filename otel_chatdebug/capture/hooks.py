@@ -59,10 +59,10 @@ def around_call(opener: Opener) -> Any:
             result = wrapped(*args, **kwargs)
         except BaseException as exc:
             detach(token)
-            _leave(call, exc)
+            leave(call, exc)
             raise
         detach(token)
-        _leave(call, None)
+        leave(call, None)
         return result
 
     return call_method
@@ -80,10 +80,10 @@ def around_async_call(opener: Opener) -> Any:
             result = await wrapped(*args, **kwargs)
         except BaseException as exc:
             detach(token)
-            _leave(call, exc)
+            leave(call, exc)
             raise
         detach(token)
-        _leave(call, None)
+        leave(call, None)
         return result
 
     return call_method
@@ -97,7 +97,8 @@ def _open(opener: Opener, args: Arguments, kwargs: dict[str, Any]) -> Call | Non
         return None
 
 
-def _leave(call: Call, exc: BaseException | None) -> None:
+def leave(call: Call, exc: BaseException | None) -> None:
+    """The call returned, or raised ``exc``."""
     try:
         call.left(exc)
     except Exception:

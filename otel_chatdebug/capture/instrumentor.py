@@ -56,6 +56,8 @@ def _raised(attempt: Attempt, exc: BaseException) -> None:
         calls.raised(attempt, exc)
     except Exception:
         fault("an attempt that raised")
+    if attempt.own_call is not None:
+        hooks.leave(attempt.own_call, exc)
 
 
 def _answered(attempt: Attempt, response: Any, body_class: Any) -> None:
@@ -65,6 +67,9 @@ def _answered(attempt: Attempt, response: Any, body_class: Any) -> None:
             response.stream = body_class(response.stream, attempt)
     except Exception:
         fault("an attempt that was answered")
+        attempt.out_of_sight()
+    if attempt.own_call is not None:
+        hooks.leave(attempt.own_call, None)
 
 
 def _single_request(library: ModuleType) -> Any:
