@@ -49,7 +49,7 @@ class AnthropicMessages:
     def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
         """Folds one event into ``facts``."""
         body = mapping(loads(data))
-        kind = body.get("type") or event
+        kind = name(body.get("type")) or event
         if kind == "message_start":
             self.read_json(facts, body.get("message"))
         elif kind == "message_delta":
@@ -97,7 +97,7 @@ class AnthropicMessages:
         for event, data in events:
             self.read_event(facts, event, data)
             body = mapping(loads(data))
-            kind = body.get("type") or event
+            kind = name(body.get("type")) or event
             started = started or kind == "message_start"
             index = body.get("index")
             if not isinstance(index, int):

@@ -58,7 +58,7 @@ class OpenAIResponses:
     def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
         """Folds one event into ``facts``. A terminal event counts even where its data cannot be read."""
         body = mapping(loads(data))
-        kind = body.get("type") or event
+        kind = name(body.get("type")) or event
         if kind == "error":
             facts.error = facts.error or error_from_body(body) or WireError(type="error")
             return
@@ -81,7 +81,7 @@ class OpenAIResponses:
         facts.model = facts.model or name(body.get("model"))
         facts.response_id = facts.response_id or name(body.get("id"))
         facts.usage = _usage(body.get("usage")) or facts.usage
-        status = body.get("status")
+        status = name(body.get("status"))
         if status in _ENDED and status != "failed":
             set_finish_reason(facts, 0, mapping(body.get("incomplete_details")).get("reason") or status)
 
@@ -117,7 +117,7 @@ class OpenAIResponses:
         for event, data in events:
             self.read_event(facts, event, data)
             body = mapping(loads(data))
-            kind = str(body.get("type") or event)
+            kind = name(body.get("type")) or event or ""
             seen = seen or kind.startswith("response.")
             if kind in _TERMINAL:
                 last = mapping(body.get("response"))

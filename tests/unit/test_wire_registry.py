@@ -1,0 +1,585 @@
+"""The registry and the stream reader: facts of a stream, whatever its split, and whatever its bytes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otel_chatdebug.wire import registry, sse
+from otel_chatdebug.wire.registry import StreamReader, error_from_body, find, generic, is_framed
+from otel_chatdebug.wire.sse import SSEDecoder
+from otel_chatdebug.wire.types import Facts, Usage, WireError
+from tests.support.transcripts import BODIES, STREAMS, Transcript
+
+streams = pytest.mark.parametrize("stream", STREAMS, ids=str)
+
+
+def read(format: registry.Format, pieces: Iterable[bytes]) -> StreamReader:
+    reader = StreamReader(format)
+    for piece in pieces:
+        reader.feed(piece)
+    reader.finish()
+    assert reader.faults == 0, reader.last_fault
+    return reader
+
+
+def every(data: bytes, step: int) -> list[bytes]:
+    return [data[i : i + step] for i in range(0, len(data), step)]
+
+
+def known(reader: StreamReader) -> tuple[Facts, int]:
+    return reader.facts, reader.events
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/chat/completions", "openai.chat"),
+        ("/openai/deployments/gpt-4o/chat/completions?api-version=2024", "openai.chat"),
+        ("/openai/v1/chat/completions/", "openai.chat"),
+        ("/v1/responses", "openai.responses"),
+        ("/v1/messages", "anthropic.messages"),
+        ("/v1/embeddings", "openai.embeddings"),
+        ("/v1/completions", "openai.completions"),
+        ("/v1/messages/count_tokens", None),
+        ("/v1/messages/batches", None),
+        ("/v1/responses/resp_1/input_items", None),
+        ("/v1/models", None),
+        ("/", None),
+    ],
+)
+def test_a_format_is_found_by_the_path(path: str, name: str | None) -> None:
+    format = find(path)
+    assert (format.name if format else None) == name
+
+
+def test_formats_have_names_of_their_own_and_say_what_they_do() -> None:
+    assert len({format.name for format in registry.FORMATS}) == len(registry.FORMATS)
+    assert {format.operation for format in registry.FORMATS} == {"chat", "embeddings", "text_completion"}
+    assert {format.provider for format in registry.FORMATS} == {"openai", "anthropic"}
+
+
+@streams
+def test_whole_byte_by_byte_and_event_by_event_give_the_same_facts(stream: Transcript) -> None:
+    whole = known(read(stream.format, [stream.data]))
+    assert known(read(stream.format, every(stream.data, 1))) == whole
+    assert known(read(stream.format, [block + b"\n\n" for block in stream.data.split(b"\n\n")[:-1]])) == whole
+
+
+@streams
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\r"], ids=["CRLF", "CR"])
+def test_line_ends_and_a_byte_order_mark_change_nothing(stream: Transcript, line_end: bytes) -> None:
+    whole = known(read(stream.format, [stream.data]))
+    data = b"\xef\xbb\xbf" + stream.data.replace(b"\n", line_end)
+    assert known(read(stream.format, [data])) == whole
+    assert known(read(stream.format, every(data, 1))) == whole
+
+
+@streams
+def test_trailing_data_changes_no_fact(stream: Transcript) -> None:
+    whole = known(read(stream.format, [stream.data]))
+    assert known(read(stream.format, [stream.data, b": bye\n\n", b"data: never end"])) == whole
+
+
+@streams
+@given(cuts=st.lists(st.integers(0, 5000), max_size=12))
+@settings(max_examples=25)
+def test_no_split_changes_the_facts(stream: Transcript, cuts: list[int]) -> None:
+    places = [0, *sorted(cuts), len(stream.data)]
+    pieces = [stream.data[start:end] for start, end in pairwise(places)]
+    assert known(read(stream.format, pieces)) == known(read(stream.format, [stream.data]))
+
+
+@streams
+def test_every_event_is_counted_and_the_facts_are_those_of_all_events_read(stream: Transcript) -> None:
+    """What the markers pass over holds no fact."""
+    events = SSEDecoder().feed(stream.data)
+    facts = Facts()
+    for event, data in events:
+        stream.format.read_event(facts, event, data)
+    assert known(read(stream.format, [stream.data])) == (facts, len(events))
+
+
+@streams
+def test_a_stream_that_ends_as_it_should_is_terminal_and_a_shorter_one_is_not(stream: Transcript) -> None:
+    ends_in_error = "errevent" in stream.name
+    reader = read(stream.format, [stream.data])
+    assert reader.has_terminal
+    assert reader.facts.terminal is not ends_in_error
+    blocks = stream.data.split(b"\n\n")[:-1]
+    shorter = read(stream.format, [b"\n\n".join(blocks[:-1]) + b"\n\n"])
+    assert not shorter.facts.terminal
+    assert shorter.facts.error is None
+
+
+@streams
+def test_a_last_event_without_its_blank_line_counts(stream: Transcript) -> None:
+    whole = read(stream.format, [stream.data]).facts
+    assert read(stream.format, [stream.data[:-1]]).facts == whole
+    assert read(stream.format, [stream.data[:-2]]).facts == whole
+
+
+def test_any_other_last_event_without_its_blank_line_does_not() -> None:
+    """As the specification says."""
+    reader = read(chat(), [b'data: {"id":"1","model":"m","choices":[{"finish_reason":"stop"}]}\n'])
+    assert known(reader) == (Facts(), 0)
+
+
+def mutated(data: bytes, seed: int) -> bytes:
+    chance = random.Random(seed)
+    changed = bytearray(data)
+    for _ in range(chance.randint(1, 30)):
+        at = chance.randrange(len(changed))
+        match chance.randrange(4):
+            case 0:
+                changed[at] = chance.randrange(256)
+            case 1:
+                del changed[at : at + chance.randrange(50)]
+            case 2:
+                changed[at:at] = chance.choice(
+                    [b"\n", b"\n\n", b"\r", b"{", b"[", b"null", b'"', b"data:", b"\xff", b"-1"]
+                )
+            case _:
+                changed[at:at] = changed[at // 2 : at]
+        if not changed:
+            return b""
+    return bytes(changed)
+
+
+@streams
+@pytest.mark.parametrize("seeds", [range(0, 40), range(40, 80)], ids=["0-39", "40-79"])
+def test_a_damaged_stream_never_raises_and_no_split_changes_what_is_read(stream: Transcript, seeds: range) -> None:
+    for seed in seeds:
+        data = mutated(stream.data, seed)
+        whole = known(read(stream.format, [data]))
+        assert known(read(stream.format, every(data, 7))) == whole
+        json.dumps(stream.format.assemble(SSEDecoder().feed(data)))
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "type",
+                    "error",
+                    "message",
+                    "code",
+                    "usage",
+                    "choices",
+                    "delta",
+                    "content",
+                    "index",
+                    "finish_reason",
+                    "tool_calls",
+                    "function",
+                    "model",
+                    "id",
+                    "output",
+                    "item",
+                    "response",
+                    "text",
+                    "role",
+                    "input",
+                    "messages",
+                    "tools",
+                    "input_tokens",
+                    "prompt_tokens",
+                    "name",
+                    "arguments",
+                    "status",
+                    "content_block",
+                    "output_index",
+                    "summary",
+                    "source",
+                    "data",
+                    "url",
+                    "image_url",
+                    "x_groq",
+                    "embedding",
+                ]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@pytest.mark.parametrize("format", [*registry.FORMATS, generic], ids=lambda format: str(format.name))
+@given(value=JSON_VALUES, event=st.sampled_from([None, "error", "message_start", "response.completed"]))
+@settings(max_examples=200)
+def test_no_json_makes_a_format_raise(format: registry.Format, value: Any, event: str | None) -> None:
+    facts = Facts()
+    format.read_json(facts, value)
+    data = json.dumps(value).encode()
+    format.read_event(facts, event, data)
+    before = copy.deepcopy(value)
+    if isinstance(value, dict):
+        format.request_facts(value)
+    for normalized in (
+        format.normalize_request(value),
+        format.normalize_response(value),
+        format.assemble([(event, data), (event, data)]),
+    ):
+        json.dumps(normalized)
+    assert repr(value) == repr(before)
+
+
+@pytest.mark.parametrize("format", [*registry.FORMATS, generic], ids=lambda format: str(format.name))
+@pytest.mark.parametrize("data", [b"", b"[" * 200_000, b'{"a":' * 200_000, b"\xff\xfe", b"9" * 100_000, b"null"])
+def test_garbage_in_an_event_is_read_over(format: registry.Format, data: bytes) -> None:
+    facts = Facts()
+    format.read_event(facts, None, data)
+    assert facts == Facts()
+
+
+# --- what each format says
+
+
+def chat() -> registry.Format:
+    format = find("/v1/chat/completions")
+    assert format is not None
+    return format
+
+
+def facts_of(name: str) -> Facts:
+    stream = next(stream for stream in STREAMS if stream.name == name)
+    return read(stream.format, [stream.data]).facts
+
+
+FACTS = {
+    "openai_chat.tools.sse": Facts(
+        terminal=True,
+        model="gpt-4.1-mini-2025-04-14",
+        response_id="chatcmpl-Bx1",
+        finish_reasons=["tool_calls"],
+        usage=Usage(1200, 84, 1284, reasoning_tokens=64, cache_read_tokens=1024),
+    ),
+    "openai_chat.text_nousage.sse": Facts(
+        terminal=True, model="gpt-4.1-mini-2025-04-14", response_id="chatcmpl-Bx1", finish_reasons=["stop"]
+    ),
+    "openai_chat.errevent.sse": Facts(
+        model="gpt-4.1-mini-2025-04-14",
+        response_id="chatcmpl-Bx1",
+        error=WireError("server_error", "The server had an error while processing your request."),
+    ),
+    "groq.text.sse": Facts(
+        terminal=True,
+        model="llama-3.3-70b-versatile",
+        response_id="chatcmpl-Bx1",
+        finish_reasons=["stop"],
+        usage=Usage(11, 4, 15, reasoning_tokens=2, cache_read_tokens=8),
+    ),
+    "mistral.tools.sse": Facts(
+        terminal=True,
+        model="mistral-small-latest",
+        response_id="cmpl-1",
+        finish_reasons=["tool_calls"],
+        usage=Usage(1200, 20, 1220, cache_read_tokens=1024),
+    ),
+    "openai_responses.text.sse": Facts(
+        terminal=True,
+        model="gpt-5-mini-2025-08-07",
+        response_id="resp_1",
+        finish_reasons=["completed"],
+        usage=Usage(1200, 84, 1284, reasoning_tokens=64, cache_read_tokens=1024, cache_creation_tokens=0),
+    ),
+    "openai_responses.incomplete.sse": Facts(
+        terminal=True,
+        model="gpt-5-mini-2025-08-07",
+        response_id="resp_1",
+        finish_reasons=["max_output_tokens"],
+        usage=Usage(1200, 84, 1284, reasoning_tokens=64, cache_read_tokens=1024, cache_creation_tokens=0),
+    ),
+    "openai_responses.failed.sse": Facts(
+        terminal=True,
+        model="gpt-5-mini-2025-08-07",
+        response_id="resp_1",
+        error=WireError("server_error", "The model failed to generate a response.", "server_error"),
+    ),
+    "anthropic.text.sse": Facts(
+        terminal=True,
+        model="claude-sonnet-4-5-20250929",
+        response_id="msg_01",
+        finish_reasons=["end_turn"],
+        usage=Usage(1200, 7, 1207, reasoning_tokens=0, cache_read_tokens=1024, cache_creation_tokens=0),
+    ),
+    "anthropic.errevent.sse": Facts(
+        model="claude-sonnet-4-5-20250929",
+        response_id="msg_01",
+        usage=Usage(1200, 1, 1201, cache_read_tokens=1024, cache_creation_tokens=0),
+        error=WireError("overloaded_error", "Overloaded"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_what_is_known_of_a_stream(name: str) -> None:
+    assert facts_of(name) == FACTS[name]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=str)
+def test_a_whole_body_says_the_same_as_its_stream_or_tells_its_error(body: Transcript) -> None:
+    facts = Facts()
+    body.format.read_json(facts, json.loads(body.data))
+    if body.name.split(".")[1].isdigit():
+        assert facts.error is not None
+        assert facts.usage is None
+        return
+    assert facts.error is None
+    assert facts.usage is not None
+    assert facts.finish_reasons
+    twin = body.name.replace(".json", ".sse").replace("openai.", "openai_chat.")
+    streamed = facts_of(twin)
+    assert (facts.model, facts.response_id, facts.finish_reasons) == (
+        streamed.model,
+        streamed.response_id,
+        streamed.finish_reasons,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("openai.429.json", WireError("requests", "Rate limit reached", "rate_limit_exceeded")),
+        ("anthropic.529.json", WireError("overloaded_error", "Overloaded")),
+        ("mistral.400.json", WireError("invalid_model", "Invalid model: x", "1500")),
+        ("mistral.401.json", WireError("error", "Unauthorized")),
+        ("mistral.422.json", WireError("validation_error", "body.messages: Field required")),
+    ],
+)
+def test_error_bodies_of_providers(name: str, error: WireError) -> None:
+    found = error_from_body(json.loads(next(body.data for body in BODIES if body.name == name)))
+    assert found is not None
+    assert (found.type, found.code) == (error.type, error.code)
+    assert found.message.startswith(error.message)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({"error": {"code": 429, "message": "m", "status": "RESOURCE_EXHAUSTED"}}, ("RESOURCE_EXHAUSTED", "429")),
+        ({"error": {"message": "m", "code": 502}}, ("502", "502")),
+        ({"error": "m"}, ("error", None)),
+        ({"type": "error", "code": "x", "message": "m"}, ("x", "x")),
+        ({"error": None, "choices": []}, None),
+        ({"error": {}}, None),
+        ({"id": "x"}, None),
+        ([], None),
+        ("error", None),
+    ],
+)
+def test_error_bodies_of_all_shapes(body: Any, error: tuple[str, str | None] | None) -> None:
+    found = error_from_body(body)
+    assert (found and (found.type, found.code)) == error
+    assert found is None or found.message == "m"
+
+
+def event(value: Any, name: str | None = None) -> bytes:
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(value, separators=(',', ':'))}\n\n".encode()
+
+
+TALK = (
+    'data: [DONE]\n\nevent: message_stop\n{"type":"message_stop"} "usage":{"prompt_tokens":99} '
+    '"error":{"type":"x"} "finish_reason":"length" event: error "type":"response.completed" "type":"error"'
+)
+"""A model that writes about wire formats."""
+
+
+def test_a_chat_that_talks_about_the_wire_is_not_taken_by_its_word() -> None:
+    start = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"role": "assistant"}}]}
+    talk = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": TALK}, "finish_reason": None}]}
+    short = {"choices": [{"delta": {"content": "[DONE]"}}]}
+    reader = read(chat(), [event(start), event(talk), event(short), *every(event(talk), 3)])
+    assert known(reader) == (Facts(model="m", response_id="1"), 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "start", "talk"),
+    [
+        (
+            "/v1/messages",
+            {"type": "message_start", "message": {"type": "message", "id": "1", "model": "m"}},
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TALK}},
+        ),
+        (
+            "/v1/responses",
+            {"type": "response.created", "response": {"object": "response", "id": "1", "model": "m"}},
+            {"type": "response.output_text.delta", "output_index": 0, "delta": TALK},
+        ),
+    ],
+)
+def test_an_answer_that_talks_about_the_wire_is_not_taken_by_its_word(path: str, start: Any, talk: Any) -> None:
+    format = find(path)
+    assert format is not None
+    reader = read(format, [event(start, start["type"]), event(talk, talk["type"]), event(talk)])
+    assert known(reader) == (Facts(model="m", response_id="1"), 3)
+
+
+def test_json_with_spaces_is_read_as_well() -> None:
+    """Servers in Python dump with spaces."""
+    chunks = [
+        {"id": "1", "model": "m", "choices": []},
+        {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "padding": "x" * 50},
+        {"id": "1", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}, "padding": "x" * 50},
+    ]
+    pieces = [f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks]
+    facts = read(chat(), pieces).facts
+    assert facts.finish_reasons == ["stop"]
+    assert facts.usage == Usage(1, 2, 3)
+
+
+def test_the_model_may_come_with_the_second_event_as_with_azure() -> None:
+    first = {"id": "", "model": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    second = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "a" * 50}}]}
+    facts = read(chat(), [event(first), event(second)]).facts
+    assert (facts.model, facts.response_id) == ("m", "1")
+
+
+def test_finish_reasons_stand_at_the_place_of_their_choice_and_are_not_doubled() -> None:
+    chunks = [
+        {"id": "1", "model": "m", "choices": [{"index": 1, "delta": {}, "finish_reason": "length"}]},
+        {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {}},
+    ]
+    assert read(chat(), map(event, chunks)).facts.finish_reasons == ["stop", "length"]
+
+
+def test_anthropic_counts_are_cumulative_and_what_a_later_event_leaves_out_stays() -> None:
+    """The older API has only output tokens in message_delta."""
+    format = find("/v1/messages")
+    assert format is not None
+    usage = {"input_tokens": 10, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 3, "output_tokens": 1}
+    start = {"type": "message_start", "message": {"type": "message", "id": "1", "model": "m", "usage": usage}}
+    first = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 7}}
+    second = {"type": "message_delta", "delta": {}, "usage": {"input_tokens": 0, "output_tokens": 9}}
+    facts = read(format, map(event, [start, first, second])).facts
+    assert facts.usage == Usage(18, 9, 27, cache_read_tokens=5, cache_creation_tokens=3)
+
+
+def test_a_count_that_is_none_is_never_invented() -> None:
+    facts = Facts()
+    chat().read_json(
+        facts, {"choices": [], "usage": {"prompt_tokens": "7", "completion_tokens": True, "total_tokens": -1}}
+    )
+    assert facts.usage == Usage()
+    assert facts.usage.as_dict() is None
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"null", b'{"type":"response.completed"}'])
+def test_the_end_of_responses_is_seen_by_its_name_even_where_its_data_cannot_be_read(data: bytes) -> None:
+    format = find("/v1/responses")
+    assert format is not None
+    reader = read(format, [b"event: response.completed\ndata: " + data + b"\n\n"])
+    assert reader.facts.terminal
+
+
+def test_an_end_with_an_image_of_megabytes_is_still_an_end() -> None:
+    format = find("/v1/responses")
+    assert format is not None
+    data = event({"type": "response.completed", "response": {"output": ["x" * sse.MAX_EVENT]}}, "response.completed")
+    reader = read(format, every(data, 65_536))
+    assert reader.facts.terminal
+    assert reader.oversized == 1
+    assert reader.events == 1
+
+
+def test_responses_error_event() -> None:
+    format = find("/v1/responses")
+    assert format is not None
+    facts = read(format, [event({"type": "error", "code": "server_error", "message": "m"}, "error")]).facts
+    assert facts.error == WireError("server_error", "m", "server_error")
+    assert not facts.terminal
+
+
+def test_an_error_event_without_data_that_can_be_read_is_an_error() -> None:
+    format = find("/v1/messages")
+    assert format is not None
+    assert read(format, [b"event: error\ndata: " + b"oops " * 20 + b"\n\n"]).facts.error == WireError("error")
+
+
+def test_groq_says_why_it_stopped_early() -> None:
+    chunk = {"id": "1", "model": "m", "choices": [{"delta": {}}], "x_groq": {"id": "r", "error": "over capacity"}}
+    assert read(chat(), [event(chunk)]).facts.error == WireError("error", "over capacity")
+
+
+def test_a_gateway_that_puts_an_error_into_a_chunk() -> None:
+    chunk = {"id": "1", "error": {"code": 502, "message": "m"}, "choices": [{"delta": {}, "finish_reason": "error"}]}
+    start = {"id": "1", "model": "m", "choices": []}
+    assert read(chat(), [event(start), event(chunk)]).facts.error == WireError("502", "m", "502")
+
+
+def test_the_generic_format_sees_errors_and_nothing_else() -> None:
+    reader = read(
+        generic, [event({"usage": {"prompt_tokens": 1}, "model": "m", "text": "x" * 50}), b"data: [DONE]\n\n"]
+    )
+    assert known(reader) == (Facts(), 2)
+    assert not reader.has_terminal
+    assert read(generic, [event({"error": {"type": "t", "message": "m"}})]).facts.error == WireError("t", "m")
+    facts = Facts()
+    generic.read_json(facts, {"detail": "a description, not an error"})
+    assert facts == Facts()
+
+
+def test_request_facts_are_named_as_the_span_attributes_are() -> None:
+    facts = chat().request_facts(
+        {
+            "model": "m",
+            "stream": True,
+            "max_completion_tokens": 5,
+            "temperature": 0.5,
+            "top_p": "0.5",
+            "seed": True,
+            "n": 2,
+            "stop": "END",
+            "messages": [],
+        }
+    )
+    assert (facts.model, facts.stream) == ("m", True)
+    assert facts.options == {"max_tokens": 5, "temperature": 0.5, "choice.count": 2, "stop_sequences": ["END"]}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "first", "requested", "framed"),
+    [
+        ("text/event-stream; charset=utf-8", b"", False, True),
+        ("Text/Event-Stream", b"", False, True),
+        ("application/x-ndjson", b"", False, True),
+        ("application/json", b'{"a": 1}', True, False),
+        ("application/json", b"data: {}", True, True),
+        ("text/plain", b"event: x", True, True),
+        (None, b"\xef\xbb\xbf: ping", True, True),
+        (None, b"data: {}", False, False),
+        (None, b"", True, False),
+    ],
+)
+def test_what_is_a_stream_of_frames(content_type: str | None, first: bytes, requested: bool, framed: bool) -> None:
+    assert is_framed(content_type, first, requested) is framed
+
+
+def test_a_fault_of_a_format_is_counted_and_the_stream_goes_on() -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(chat(), name)
+
+        def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+            raise RuntimeError("ours")
+
+    reader = StreamReader(Broken())  # type: ignore[arg-type]  # all but read_event is handed on
+    reader.feed(b"data: {}\n\n" * 3)
+    reader.finish()
+    assert (reader.events, reader.faults) == (3, 3)
+    assert "RuntimeError: ours" in str(reader.last_fault)
