@@ -39,7 +39,8 @@ def configure(
     """Starts recording: patches httpx and httpx2 (now, or when they are imported) and follows the tracer provider.
 
     All arguments are optional and go over the environment (see `otel_chatdebug.settings`). An SDK tracer provider that
-    is there is joined (``tracer_provider``, else the global one); else a global one is made, with ``service_name``.
+    is there is joined (``tracer_provider``, else the global one); where there is none, a global one is made, with
+    ``service_name``.
     OTLP is on only where ``OTEL_TRACES_EXPORTER`` or an ``OTEL_EXPORTER_OTLP_*ENDPOINT`` says so. ``classify_error``
     replaces `otel_chatdebug.classify_error`. ``http_spans`` also switches the stock httpx instrumentation on, for all
     requests that are no model calls; it imports httpx and httpx2, so alias them first.
@@ -58,7 +59,7 @@ def configure(
     if not settings.recording:
         return
     provider = tracer_provider or trace.get_tracer_provider()
-    if not isinstance(provider, SDKTracerProvider):
+    if isinstance(provider, trace.ProxyTracerProvider):  # the API's own: nobody has set one
         resource = Resource.create({"service.name": service_name} if service_name else {})
         # It stays the global one for good, so it is never shut down; OTLP hangs on our processor, which is.
         provider = SDKTracerProvider(resource=resource, shutdown_on_exit=False)

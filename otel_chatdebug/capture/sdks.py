@@ -18,10 +18,10 @@ from types import ModuleType
 from typing import Any, Final
 
 import wrapt
-from opentelemetry.context import get_current
+from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, Context, get_current
 
 from otel_chatdebug.capture import hooks
-from otel_chatdebug.capture.calls import Call, is_model_path, suppressed
+from otel_chatdebug.capture.calls import Call, Within, is_model_path, suppressed
 from otel_chatdebug.pipeline.opening import CALL
 from otel_chatdebug.pipeline.recorder import active
 
@@ -50,7 +50,7 @@ def _opener(provider: str) -> hooks.Opener:
         if recorder is None or recorder.closed:
             return None
         context = get_current()
-        if suppressed(context) or isinstance(context.get(CALL), Call):
+        if suppressed(context) or _http_suppressed(context) or isinstance(context.get(CALL), Call):
             return None
         options = kwargs["options"] if "options" in kwargs else args[1]
         # Options have the path below the base URL ("/chat/completions"), which is enough for patterns that are
@@ -68,6 +68,12 @@ def _opener(provider: str) -> hooks.Opener:
         )
 
     return open_call
+
+
+def _http_suppressed(context: Context) -> bool:
+    """By somebody else: its requests will not be seen, so a call that fails must not look like one that sent none."""
+    within = context.get(_SUPPRESS_HTTP_INSTRUMENTATION_KEY)
+    return bool(within) and not isinstance(within, Within)
 
 
 def instrument() -> None:
