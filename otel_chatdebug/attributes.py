@@ -111,9 +111,12 @@ _ENDED: Final = {status.value: status for status in Status if status is not Stat
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
+_NONE: Final[Mapping[str, Any]] = {}
+
+
 def run_attributes(record: RunRecord) -> dict[str, Any]:
     """What a run's span says, from its record. Absent values are left out."""
-    return _known(
+    return _news(
         {
             RECORD: "run",
             STATUS: record.status.value,
@@ -125,12 +128,23 @@ def run_attributes(record: RunRecord) -> dict[str, Any]:
             RUN_PARENT_CHAT: record.parent_chat_id,
             RUN_ROOT_CHAT: record.root_chat_id,
             ERROR_TYPE: _error_type(record),
-        }
+        },
+        _NONE,
     )
 
 
-def step_attributes(record: StepRecord, *, operation_name: str, attempts: int = 0) -> dict[str, Any]:
-    """What a step's span says, from its record. ``operation_name`` is the ``gen_ai.operation.name``."""
+def step_attributes(
+    record: StepRecord,
+    *,
+    operation_name: str,
+    attempts: int = 0,
+    more: Mapping[str, Any] = _NONE,
+    told: Mapping[str, Any] = _NONE,
+) -> dict[str, Any]:
+    """What a step's span says, from its record. ``operation_name`` is the ``gen_ai.operation.name``.
+
+    ``more`` is said, too; what the span was ``told`` already is left out.
+    """
     metadata = record.metadata or {}
     attributes = {
         RECORD: "step",
@@ -152,12 +166,18 @@ def step_attributes(record: StepRecord, *, operation_name: str, attempts: int = 
     if record.usage:
         for name, attribute in USAGE.items():
             attributes[attribute] = record.usage.get(name)
-    return _known(attributes)
+    attributes.update(more)
+    return _news(attributes, told)
 
 
-def attempt_attributes(record: AttemptRecord) -> dict[str, Any]:
-    """What an attempt's span says, from its record."""
-    return _known(
+def attempt_attributes(
+    record: AttemptRecord, *, longest_gap: float | None = None, told: Mapping[str, Any] = _NONE
+) -> dict[str, Any]:
+    """What an attempt's span says, from its record.
+
+    ``longest_gap`` in seconds, of a streamed body; what the span was ``told`` already is left out.
+    """
+    return _news(
         {
             RECORD: "attempt",
             STATUS: record.status.value,
@@ -166,7 +186,8 @@ def attempt_attributes(record: AttemptRecord) -> dict[str, Any]:
             ATTEMPT_NUMBER: record.number,
             ATTEMPT_END_REASON: record.end_reason,
             ATTEMPT_BYTES: record.bytes_received,
-            STREAM_EVENTS: record.events,
+            STREAM_EVENTS: record.events if record.events or longest_gap is not None else None,
+            STREAM_LONGEST_GAP: longest_gap,
             **_method(record.method),
             url_attributes.URL_FULL: record.url,
             url_attributes.URL_PATH: record.path,
@@ -174,7 +195,8 @@ def attempt_attributes(record: AttemptRecord) -> dict[str, Any]:
             RESEND_COUNT: record.number - 1 or None,
             CONVERSATION_ID: record.chat_id,
             ERROR_TYPE: _error_type(record),
-        }
+        },
+        told,
     )
 
 
@@ -213,9 +235,13 @@ def encodable(value: Any) -> Any:
     return value
 
 
-def news(given: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """What of ``given`` a span does not say yet, encodable. Setting an attribute costs more than comparing it."""
-    return {name: encodable(value) for name, value in given.items() if told.get(name) != value}
+def _news(given: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``given`` is known and not ``told`` yet, encodable. Setting an attribute costs more than comparing it."""
+    return {
+        name: value if type(value) is int or (type(value) is str and value.isascii()) else encodable(value)
+        for name, value in given.items()
+        if value is not None and told.get(name) != value
+    }
 
 
 def local_run_id(trace_id: int, root_span_id: int) -> str:

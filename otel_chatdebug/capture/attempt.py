@@ -390,12 +390,8 @@ class Attempt:
         return self._decoded and not (decoder is not None and (decoder.failed or decoder.exhausted))
 
     def _span_attributes(self) -> dict[str, Any]:
-        given = attributes.attempt_attributes(self.record())
-        if self.reader is not None:
-            given[attributes.STREAM_LONGEST_GAP] = self.longest_gap_ns / 1e9
-        else:
-            del given[attributes.STREAM_EVENTS]
-        return attributes.news(given, self.told)
+        gap = None if self.reader is None else self.longest_gap_ns / 1e9
+        return attributes.attempt_attributes(self.record(), longest_gap=gap, told=self.told)
 
     def run_left(self, at: int) -> None:
         """The run's scope was left. Called while folding."""

@@ -290,7 +290,7 @@ class LiveRun:
         self.watch = None  # it refers back to us
         self.recorder.open_runs.pop(self.id, None)
         if self.span is not None:
-            given = attributes.news(attributes.run_attributes(self.record()), {})
+            given = attributes.run_attributes(self.record())
             self.recorder.inbox.defer(partial(end_span, self.span, given, self.status, self.error, at))
             self.span = None
         self.recorder.mark(self)
@@ -554,14 +554,16 @@ class LiveStep:
         return Status.COMPLETED, None
 
     def _span_attributes(self) -> dict[str, Any]:
-        given = attributes.step_attributes(
-            self.record(), operation_name=self.operation_name, attempts=self._attempt_count
-        )
-        given.update(self.options)
-        last = self.last_attempt
+        more, last = self.options, self.last_attempt
         if self.operation == "stream" and last is not None and last.first_byte_ns is not None:
-            given[attributes.TIME_TO_FIRST_CHUNK] = (last.first_byte_ns - self.started_ns) / 1e9
-        return attributes.news(given, self.told)
+            more = {**more, attributes.TIME_TO_FIRST_CHUNK: (last.first_byte_ns - self.started_ns) / 1e9}
+        return attributes.step_attributes(
+            self.record(),
+            operation_name=self.operation_name,
+            attempts=self._attempt_count,
+            more=more,
+            told=self.told,
+        )
 
     # -- looking
 

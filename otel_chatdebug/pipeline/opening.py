@@ -12,6 +12,7 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
 from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanContext, SpanKind
+from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_chatdebug import attributes
 from otel_chatdebug.pipeline.live import Hold, LiveRun, LiveStep, LocalRoot, ScopeEvent
@@ -57,8 +58,9 @@ class Reuse:
 
 def with_values(context: Context, values: dict[str, object], span: Span | None = None) -> Context:
     """``context`` with ``values`` and, where given, ``span`` as the current one."""
-    changed = Context({**context, **values})
-    return changed if span is None else trace.set_span_in_context(span, changed)
+    if span is None:
+        return Context({**context, **values})
+    return Context({**context, **values, _SPAN_KEY: span})
 
 
 def current_run(recorder: Recorder, context: Context) -> Hold | None:
