@@ -1,0 +1,148 @@
+"""Measures one variant in this process: blocks of calls, plain and instrumented in turn.
+
+``python -m benchmarks.measure VARIANT TERMS SECONDS PAIRS`` prints JSON. A process of its own for each variant, since
+a tracer provider is there for life and a patch that was taken off may leave traces; and both sides in that one process,
+since two processes differ more (hash seeds, memory layout) than what is to be measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from time import perf_counter, process_time
+from typing import Any, Final
+
+from benchmarks.variants import VARIANTS, Variant
+from benchmarks.workload import Application
+
+WARM_UP: Final = 0.15
+"""Share of a block's calls that are made before its clock starts: patching a class makes the interpreter forget what it
+has learned about it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Seconds for each call of one block."""
+
+    wall: float
+    """Of the calls alone, as the application sees them; what other threads do meanwhile slows them."""
+    cpu: float
+    """Of all threads, until everything is written and exported."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of a sample, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One workload of one variant."""
+
+    plain_us: float
+    """Median of the plain blocks, microseconds for a call."""
+    wall: Spread
+    """Instrumented time divided by that of the plain block beside it."""
+    cpu: Spread
+    added_us: float
+    """Median of the differences of wall time, microseconds for a call."""
+    added_cpu_us: float
+    calls_per_block: int
+    pairs: int
+
+
+def run_block(variant: Variant, call: Callable[[], None], calls: int, *, instrumented: bool) -> Block:
+    if instrumented:
+        variant.switch_on()
+    try:
+        with variant.request():
+            for _ in range(warm_up(calls)):
+                call()
+            variant.drain()
+            gc.collect()
+            cpu, wall = process_time(), perf_counter()
+            for _ in range(calls):
+                call()
+            wall = perf_counter() - wall
+        variant.drain()
+        cpu = process_time() - cpu
+    finally:
+        if instrumented:
+            variant.switch_off()
+    return Block(wall / calls, cpu / calls)
+
+
+def warm_up(calls: int) -> int:
+    """Calls before the clock starts."""
+    return max(1, round(calls * WARM_UP))
+
+
+def calls_for(call: Callable[[], None], seconds: float) -> int:
+    """How many plain calls take about ``seconds``."""
+    call()
+    start = perf_counter()
+    call()
+    return max(1, round(seconds / (perf_counter() - start)))
+
+
+def measure(variant: Variant, *, seconds: float, pairs: int) -> dict[str, Any]:
+    """Both workloads, in ``pairs`` pairs of blocks of about ``seconds`` each."""
+    results: dict[str, Any] = {}
+    instrumented_calls = 0
+    for name, call in variant.application.workloads().items():
+        calls = calls_for(call, seconds)
+        run_block(variant, call, calls, instrumented=True)
+        instrumented_calls += calls + warm_up(calls)
+        plain: list[Block] = []
+        instrumented: list[Block] = []
+        for pair in range(pairs):
+            sides = [(plain, False), (instrumented, True)]
+            for blocks, on in sides if pair % 2 else reversed(sides):  # neither side is always the first
+                blocks.append(run_block(variant, call, calls, instrumented=on))
+            instrumented_calls += calls + warm_up(calls)
+        both = list(zip(instrumented, plain, strict=True))
+        results[name] = asdict(
+            Result(
+                plain_us=1e6 * statistics.median(block.wall for block in plain),
+                wall=Spread.of([one.wall / other.wall for one, other in both]),
+                cpu=Spread.of([one.cpu / other.cpu for one, other in both]),
+                added_us=1e6 * statistics.median(one.wall - other.wall for one, other in both),
+                added_cpu_us=1e6 * statistics.median(one.cpu - other.cpu for one, other in both),
+                calls_per_block=calls,
+                pairs=pairs,
+            )
+        )
+    variant.check(instrumented_calls)
+    spans = variant.spans()
+    if spans is not None:
+        roots = 2 * (pairs + 1) - 1 if variant.local_root else 0  # one for each block; the first pair has no plain one
+        found = (spans - roots * len(results)) / instrumented_calls
+        assert found == variant.spans_per_call, f"{found} spans for a call, not {variant.spans_per_call}"
+    return results
+
+
+def main() -> None:
+    name, terms, seconds, pairs = sys.argv[1:]
+    variant = VARIANTS[name](Application(), terms)
+    try:
+        results = measure(variant, seconds=float(seconds), pairs=int(pairs))
+    finally:
+        variant.close()
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
