@@ -92,16 +92,15 @@ _CAMEL = "(?=[A-Za-z]{0,80}[a-z][A-Z])"  # as base64 of a text looks, and a word
 
 _HYPHEN = "|".join(
     (
-        # OpenAI and Anthropic. Their kin say less, so there must be a digit, or one long word: "sk-estimator-checks"
+        # OpenAI and Anthropic. Their kin say less, so there must be a digit, or it is long: "sk-estimator-checks"
         # is no key, nor is "risk-assessment-2024".
         rf"(?<=sk-)(?:ant-(?:api|admin|oat|sid)|proj-|svcacct-){_WORD}{{4,}}+",
         rf"(?<=sk-)(?<![A-Za-z0-9]sk-)(?:(?:ant|or|live|test|lf|admin)-{_WORD}{{6,}}+"
-        rf"|{_HAS_DIGIT}{_WORD}{{8,}}+|[A-Za-z]{{16,}}+{_WORD}*+)",
+        rf"|{_HAS_DIGIT}{_WORD}{{8,}}+|{_WORD}{{20,}}+|[A-Za-z]{{16,}}+{_WORD}*+)",
         rf"(?<=xai-)(?<![A-Za-z0-9]xai-)(?:{_HAS_DIGIT}|(?=[A-Za-z]{{16}})){_WORD}{{8,}}+",
         rf"(?<=pplx-){_WORD}{{16,}}+",  # Perplexity
         rf"(?<=glpat-){_WORD}{{8,}}+",  # GitLab
         rf"(?<=xox[abeoprs]-){_WORD}{{8,}}+",  # Slack
-        r"----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*+(?:-----END [A-Z ]{0,40}PRIVATE KEY-----)?",
     )
 )
 _UNDERSCORE = "|".join(
@@ -129,8 +128,9 @@ _IN_TEXTS = (
         for letter in "Bb"
     ),
     # A header in a text: curl -H "x-api-key: ..."
-    rf":(?:(?<=(?i:api-key):)|(?<=(?i:authorization):)(?:\s{{0,4}}(?i:basic|bearer|token|apikey)(?=\s))?)"
-    rf"\s{{0,4}}(?:{_HAS_DIGIT}{_CREDENTIAL}{{6,}}+|{_CREDENTIAL}{{16,}}+)(?P<header>)",
+    rf":(?:(?<=(?i:authorization):)\s{{0,4}}(?i:basic|bearer|token|apikey)\s{{1,4}}{_CREDENTIAL}{{4,}}+"
+    rf"|(?:(?<=(?i:api-key):)|(?<=(?i:authorization):))\s{{0,4}}(?:{_HAS_DIGIT}{_CREDENTIAL}{{6,}}+|{_CREDENTIAL}{{16,}}+))"
+    r"(?P<header>)",
     # The rest of a URL behind its scheme, as `Redactor.url` leaves it.
     r"://(?P<url>[^\s\"'<>\\`|^{}]{1,4096})",
     # A query without a URL before it ("GET /v1/models?key=..."), and a shell's assignment ("OPENAI_API_KEY=...").
@@ -143,6 +143,7 @@ _IN_TEXTS = (
     rf"[\"']?{_HAS_DIGIT}{_CREDENTIAL}{{6,}}+(?P<assignment>)",
 )
 _KEYS = re.compile("|".join(_KEY_FORMATS))
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[^-]*+(?:-----END [A-Z ]{0,40}PRIVATE KEY-----)?")
 _TEXT = re.compile("|".join(_KEY_FORMATS + _IN_TEXTS))
 
 _SECRET_WORDS = ("key", "token", "secret", "passw", "passphrase", "authorization", "cookie", "credential")
@@ -327,6 +328,8 @@ class Redactor:
             return text
         if len(text) >= MIN_BLOB or "data:" in text:
             text = without_blobs_text(text)
+        if "PRIVATE KEY-----" in text:
+            text = _PRIVATE_KEY.sub(REDACTED, text)
         text = _TEXT.sub(self._replace, text)
         if ('":' in text or "':" in text or '" :' in text) and _names_secrets(text):
             text = _QUOTED.sub(_replace_quoted, text)
@@ -538,7 +541,8 @@ def _cut(text: str, unseen: int, limit: int) -> str:
     if not unseen and len(encoded) <= limit:
         return text
     room = max(0, limit - len(_cut_marker(len(encoded) + unseen)))
-    return encoded[:room].decode("utf-8", "ignore") + _cut_marker(len(encoded) - room + unseen)
+    kept = encoded[:room].decode("utf-8", "ignore")  # a character that was cut in two goes, too
+    return kept + _cut_marker(len(encoded) - len(kept.encode()) + unseen)
 
 
 def _cut_marker(missing: int) -> str:
@@ -553,7 +557,7 @@ def _keys_out(text: str) -> str:
 def _replace_key(match: re.Match[str]) -> str:
     """What stands before the match belongs to the key's prefix, and so does its first character."""
     first = match[0][0]
-    return REDACTED if match[0].startswith("-----BEGIN") or first == "A" else first + REDACTED
+    return REDACTED if first == "A" else first + REDACTED
 
 
 def _names_secrets(text: str) -> bool:

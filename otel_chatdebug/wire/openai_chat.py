@@ -228,6 +228,8 @@ def _message(value: Any, budget: shapes.Budget) -> shapes.Message:
         parts.append(_tool_call(call, budget))
     if legacy := mapping(value.get("function_call")):
         parts.append(shapes.tool_call_part(None, legacy.get("name"), legacy.get("arguments"), budget))
+    if not parts and "content" not in value:
+        parts.append(shapes.unknown_part(value, budget))
     return {"role": role, "parts": parts}
 
 
