@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_chatdebug import lifecycle
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
-from otel_chatdebug.pipeline.exporter import ChatDebugOTLPSpanExporter
+from otel_chatdebug.pipeline.exporter import PiecewiseSpanExporter
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.status import Status
 
@@ -67,7 +67,7 @@ def configure(
         trace.set_tracer_provider(provider)
     delegate = None
     if settings.wants_otlp and provider in _made:  # one that was joined has exporters of its own
-        delegate = BatchSpanProcessor(ChatDebugOTLPSpanExporter())
+        delegate = BatchSpanProcessor(PiecewiseSpanExporter())
     lifecycle.arm(settings, tracer_provider=tracer_provider, classify=classify_error, delegate=delegate)
     if "*" not in settings.disabled_instrumentations:
         for name, instrumentor in INSTRUMENTORS.items():

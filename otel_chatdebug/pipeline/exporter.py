@@ -14,6 +14,7 @@ from otel_chatdebug import lifecycle
 from otel_chatdebug.attributes import record_from_span
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.processor import recorded_live
+from otel_chatdebug.pipeline.recorder import active
 from otel_chatdebug.records import Record
 
 logger = logging.getLogger("otel_chatdebug")
@@ -50,7 +51,8 @@ class _SpanSource:
 class ChatDebugSpanExporter(SpanExporter):
     """Writes rows for finished spans of ours that this process did not record live (entry point ``chatdebug``).
 
-    Whatever this process records itself is in the tables already, and says more than its spans do.
+    Whatever this process records itself is in the tables already, and says more than its spans do. Starts recording
+    where nothing has yet; after ``shutdown()`` no rows are written until somebody starts it again.
     """
 
     def __init__(self) -> None:
@@ -59,7 +61,7 @@ class ChatDebugSpanExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Called by the span processor's thread. Never fails: what cannot be written is the writer's to tell."""
         try:
-            recorder = lifecycle.arm()
+            recorder = active()
             if recorder is not None:
                 found = [
                     record
@@ -80,20 +82,19 @@ class ChatDebugSpanExporter(SpanExporter):
         """Nothing to do: the writer belongs to the process."""
 
 
-class ChatDebugOTLPSpanExporter(ChatDebugSpanExporter):
-    """Sends all spans on by OTLP, and writes the tables as its base does (entry point ``chatdebug_otlp``).
+class PiecewiseSpanExporter(SpanExporter):
+    """Sends spans on by OTLP in messages of `MESSAGE_LIMIT` bytes at most.
 
     The protocol is that of the standard ``OTEL_EXPORTER_OTLP_*PROTOCOL`` variables; default ``grpc``, as the SDK's.
-    What is sent is cut into pieces of `MESSAGE_LIMIT` bytes at most. ``refused`` counts spans that were not taken.
+    ``refused`` counts spans that were not taken.
     """
 
     def __init__(self, otlp: SpanExporter | None = None) -> None:
-        super().__init__()
         self._otlp = otlp or make_otlp_exporter()
         self.refused = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        super().export(spans)
+        """Called by the span processor's thread."""
         refused = sum(self._send(piece) for piece in pieces(spans))
         self.refused += refused
         return SpanExportResult.FAILURE if refused else SpanExportResult.SUCCESS
@@ -108,8 +109,31 @@ class ChatDebugOTLPSpanExporter(ChatDebugSpanExporter):
                 return self._send(piece[:middle]) + self._send(piece[middle:])
             fault("encoding a span")
         except Exception:
-            fault("ChatDebugOTLPSpanExporter.export")
+            fault("PiecewiseSpanExporter.export")
         return len(piece)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._otlp.force_flush(timeout_millis)
+
+    def shutdown(self) -> None:
+        self._otlp.shutdown()
+
+
+class ChatDebugOTLPSpanExporter(ChatDebugSpanExporter):
+    """Sends all spans on by OTLP, and writes the tables as its base does (entry point ``chatdebug_otlp``)."""
+
+    def __init__(self, otlp: SpanExporter | None = None) -> None:
+        super().__init__()
+        self._otlp = PiecewiseSpanExporter(otlp)
+
+    @property
+    def refused(self) -> int:
+        """Spans that the receiver did not take."""
+        return self._otlp.refused
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        super().export(spans)
+        return self._otlp.export(spans)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         flushed = self._otlp.force_flush(timeout_millis)

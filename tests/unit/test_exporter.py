@@ -25,10 +25,12 @@ from otel_chatdebug.pipeline.exporter import (
     MESSAGE_LIMIT,
     ChatDebugOTLPSpanExporter,
     ChatDebugSpanExporter,
+    PiecewiseSpanExporter,
     estimated_size,
     make_otlp_exporter,
     pieces,
 )
+from otel_chatdebug.pipeline.recorder import active
 from otel_chatdebug.records import AttemptRecord, Source
 from otel_chatdebug.status import Status
 from tests.support.recording import Model, recording
@@ -176,13 +178,12 @@ def test_what_was_not_taken_is_counted_and_told() -> None:
     """A piece that is refused is lost; the pieces after it are sent all the same."""
     receiver = Receiver(lambda batch: FAILURE if batch[0].name == "0" else SUCCESS)
     batch = [span(str(number), attributes={"text": "x" * 1_000_000}) for number in range(5)]
-    with recording():
-        exporter = ChatDebugOTLPSpanExporter(receiver)
+    exporter = PiecewiseSpanExporter(receiver)
 
-        assert exporter.export(batch) is FAILURE
-        assert (receiver.batches, exporter.refused) == ([["0", "1", "2"], ["3", "4"]], 3)
-        assert exporter.export(batch[3:]) is SUCCESS
-        assert exporter.refused == 3
+    assert exporter.export(batch) is FAILURE
+    assert (receiver.batches, exporter.refused) == ([["0", "1", "2"], ["3", "4"]], 3)
+    assert exporter.export(batch[3:]) is SUCCESS
+    assert exporter.refused == 3
 
 
 def test_a_span_that_cannot_be_encoded_costs_no_other_span() -> None:
@@ -194,11 +195,9 @@ def test_a_span_that_cannot_be_encoded_costs_no_other_span() -> None:
 
     receiver = Receiver(encode)
     names = ["a", "b", "c\ud800", "d", "e"]
-    with recording():
-        exporter = ChatDebugOTLPSpanExporter(receiver)
+    exporter = PiecewiseSpanExporter(receiver)
 
-        assert exporter.export([span(name) for name in names]) is FAILURE
-
+    assert exporter.export([span(name) for name in names]) is FAILURE
     assert sorted(name for batch in receiver.batches for name in batch) == ["a", "b", "d", "e"]
     assert exporter.refused == 1
 
@@ -210,21 +209,25 @@ def test_an_exporter_that_raises_is_counted_as_refusal_and_not_asked_for_each_sp
         calls.append(len(batch))
         raise OSError("no network")
 
-    with recording():
-        exporter = ChatDebugOTLPSpanExporter(Receiver(fail))
+    exporter = PiecewiseSpanExporter(Receiver(fail))
 
-        assert exporter.export([span(), span()]) is FAILURE
-
+    assert exporter.export([span(), span()]) is FAILURE
     assert (calls, exporter.refused) == ([2], 2)
 
 
-def test_a_shutdown_reaches_the_otlp_exporter() -> None:
-    receiver = Receiver()
-    with recording():
+def test_the_exporter_of_both_sends_the_spans_on_and_shuts_down_what_sends_them() -> None:
+    receiver = Receiver(lambda batch: FAILURE if len(batch) == 1 else SUCCESS)
+    with recording() as recorded:
         exporter = ChatDebugOTLPSpanExporter(receiver)
+        assert exporter.export(elsewhere()) is SUCCESS
+        assert exporter.export(elsewhere()[:1]) is FAILURE
         assert exporter.force_flush()
         exporter.shutdown()
 
+        assert len(recorded.attempts) == 1
+
+    assert exporter.refused == 1
+    assert [len(batch) for batch in receiver.batches] == [4, 1]
     assert receiver.is_shut_down
 
 
@@ -325,6 +328,15 @@ def test_one_span_that_says_nonsense_does_not_cost_the_rows_of_the_others() -> N
 
         assert len(recorded.attempts) == 2
         assert all(isinstance(row, AttemptRecord) for row in recorded.attempts)
+
+
+def test_after_a_shutdown_an_exporter_that_is_still_there_starts_nothing() -> None:
+    """What remains is exported at the provider's shutdown, and that comes later."""
+    with recording():
+        exporter = ChatDebugSpanExporter()
+
+    assert exporter.export(elsewhere()) is SUCCESS
+    assert active() is None
 
 
 def test_where_nothing_is_recorded_spans_are_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
