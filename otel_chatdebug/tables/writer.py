@@ -18,11 +18,13 @@ import _thread
 import contextlib
 import logging
 import os
+import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -193,7 +195,9 @@ class Writer:
 
         # The thread's own.
         self._engine: Engine | None = None
+        self._path: Path | None = None
         self._file: tuple[int, int] | None = None
+        """Device and inode of ``_path``, when it was opened."""
         self._position = 0
         self._pending: list[_Waiting] = []
         self._chunks: list[list[Record]] = []
@@ -320,7 +324,7 @@ class Writer:
         )
 
     def start(self) -> None:
-        """Starts the thread, if it is not there: `put` does so by itself. It opens the database when it writes."""
+        """Starts the thread, which opens the database, if it is not there. `put` does so by itself."""
         try:
             self._ticket.pop()
         except IndexError:
@@ -354,10 +358,10 @@ class Writer:
     def _run(self) -> None:
         with suppress_instrumentation():
             try:
-                while not self._stopping or self._pending or self._chunks:
+                while not self._given_up and (not self._stopping or self._pending or self._chunks):
                     self._wait()
                     self._stand_aside()
-                    if self._given_up or self._late():
+                    if self._late():
                         self._discard()
                     elif self._retry_at <= time.monotonic():
                         self._work()
@@ -367,9 +371,8 @@ class Writer:
                 self._failed += 1
                 logger.debug("otel_chatdebug: the writer's thread failed", exc_info=True)
                 self._give_up(
-                    "The debug tables are not written any more, by an error of otel-chatdebug (logged at debug)."
+                    "The writer of the debug tables failed, by an error of otel-chatdebug that is logged at debug."
                 )
-                self._discard()
             finally:
                 self._told_drops_at = float("-inf")
                 self._tell_drops()
@@ -384,7 +387,7 @@ class Writer:
     def _wait(self) -> None:
         """Until there is something to do; then has the queue's content in ``_pending``."""
         now = time.monotonic()
-        if self._retry_at > now and not self._given_up:
+        if self._retry_at > now:
             wake = min(self._retry_at, now + DRAIN_SECONDS, self._deadline)
             if self._hurry.wait(max(0.0, wake - now)):
                 self._retry_at = 0.0
@@ -454,6 +457,7 @@ class Writer:
     def _work(self) -> None:
         try:
             engine = self._opened()
+            self._hasten()
             self._collect_beat()
             self._write(engine)
             if not self._pending and not self._stopping and time.monotonic() >= self._next_cleanup:
@@ -473,6 +477,7 @@ class Writer:
 
             from otel_chatdebug.tables import migrations
 
+            self._path = database.sqlite_path(database.parse(self._url))
             engine = database.open_engine(self._url, busy_seconds=BUSY_SECONDS)
             event.listen(engine, "connect", self._connected)
             try:
@@ -492,15 +497,18 @@ class Writer:
 
     def _connected(self, connection: Any, record: object) -> None:
         self._raw = connection
-        if self._stopping and hasattr(connection, "interrupt"):
-            connection.execute(f"PRAGMA busy_timeout = {int(CLOSING_BUSY_SECONDS * 1000)}")
+        self._hasten()
+
+    def _hasten(self) -> None:
+        """Waits less for SQLite's lock where a close waits for us."""
+        if self._stopping and isinstance(self._raw, sqlite3.Connection):
+            self._raw.execute(f"PRAGMA busy_timeout = {int(CLOSING_BUSY_SECONDS * 1000)}")
 
     def _identity(self) -> tuple[int, int] | None:
-        path = database.sqlite_path(database.parse(self._url))
-        if path is None:
+        if self._path is None:
             return None
         try:
-            status = os.stat(path)
+            status = os.stat(self._path)
         except FileNotFoundError:
             return (0, 0)
         return (status.st_dev, status.st_ino)
@@ -565,6 +573,9 @@ class Writer:
         records: list[Record] = []
         for _, source in batch:
             source.queued = False
+            if self._late():
+                self._dropped += 1
+                continue
             try:
                 records.extend(source.records())
             except Exception:
@@ -634,14 +645,16 @@ class Writer:
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
-        logger.warning("%s Until then no debug rows are written; the application goes on.", reason)
+        logger.warning("%s No debug rows are written now; the application goes on.", reason)
 
     def _tell_drops(self) -> None:
         drops = self._dropped + self._refused
         now = time.monotonic()
         if self._given_up or drops == self._told_drops or now - self._told_drops_at < TELL_SECONDS:
             return
-        logger.warning("otel-chatdebug dropped %d records: too many waited for the database.", drops - self._told_drops)
+        logger.warning(
+            "otel-chatdebug dropped %d records that the database did not take in time.", drops - self._told_drops
+        )
         self._told_drops, self._told_drops_at = drops, now
 
 
