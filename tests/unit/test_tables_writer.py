@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -454,14 +455,16 @@ def test_memory_is_bounded_and_what_is_in_progress_is_dropped_first(
     other = locked(path)
     writer.put(Live(run_record("in work")))
     wait_for(lambda: writer.stats.queue_length == 0)
-    open_ones = [Live(run_record(f"open {number}")) for number in range(30)]
     final_ones = [Live(run_record(f"final {number}"), final=True) for number in range(10)]
-    for source in open_ones + final_ones:
+    open_ones = [Live(run_record(f"open {number}")) for number in range(30)]
+    # The first final ones are older than any in progress, and stay all the same.
+    for source in final_ones[:5] + open_ones[:5] + final_ones[5:] + open_ones[5:]:
         writer.put(source)
     assert writer.stats.queue_length <= 20
     wait_for(lambda: writer.stats.queue_length == 10)
     assert writer.stats.dropped == 30
     assert not any(source.queued for source in open_ones)
+    assert all(source.queued for source in final_ones)
     other.close()
     assert writer.flush(SOON)
     assert ids(path) == sorted([f"final {number}" for number in range(10)] + ["first", "in work"])
@@ -535,11 +538,28 @@ def test_a_file_that_is_removed_is_made_anew(make: Callable[..., Writer], path: 
     assert ids(path) == ["second"]
 
 
-def test_put_in_the_middle_of_any_locked_section_returns(make: Callable[..., Writer], path: Path) -> None:
-    """A finalizer may run while its thread holds the locks of threading, logging or the queue of events."""
+def test_put_needs_no_lock_of_threading_or_logging(make: Callable[..., Writer], path: Path) -> None:
+    """A finalizer may run in the middle of their locked sections. Here another thread holds the locks meanwhile."""
     writer = make()
-    with threading._active_limbo_lock, logging._lock:  # type: ignore[attr-defined]
+    returned = threading.Event()
+    held = threading.Event()
+
+    def put() -> None:
+        assert held.wait(SOON)
         writer.put(Live(run_record()))
+        returned.set()
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    names = ("_active_limbo_lock", "_shutdown_locks_lock")  # the second one is gone in Python 3.13
+    with contextlib.ExitStack() as locks:
+        for lock in [getattr(threading, name) for name in names if hasattr(threading, name)]:
+            locks.enter_context(lock)
+        locks.enter_context(logging._lock)  # type: ignore[attr-defined]
+        held.set()
+        came_back = returned.wait(SOON)
+    thread.join()
+    assert came_back
     assert writer.flush(SOON)
     assert ids(path) == ["run"]
 
