@@ -28,10 +28,11 @@ has learned about it."""
 class Block:
     """Seconds for each call of one block."""
 
-    wall: float
-    """Of the calls alone, as the application sees them; what other threads do meanwhile slows them."""
     cpu: float
-    """Of all threads, until everything is written and exported."""
+    """Processor time of all threads, until everything is written and exported. Nothing is waited for in a call, so that
+    is what it takes on an idle machine; it hides nothing that is done later, and bears a machine that is not idle."""
+    wall: float
+    """The calls alone, as the application sees them; whatever else the machine does slows them."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,12 @@ class Result:
     """One workload of one variant."""
 
     plain_us: float
-    """Median of the plain blocks, microseconds for a call."""
-    wall: Spread
-    """Instrumented time divided by that of the plain block beside it."""
-    cpu: Spread
+    """Processor time of a call: the median of the plain blocks, microseconds."""
     added_us: float
-    """Median of the differences of wall time, microseconds for a call."""
-    added_cpu_us: float
+    """Processor time that instrumentation adds to a call: the median of the differences, microseconds."""
+    cpu: Spread
+    """Instrumented divided by the plain block beside it."""
+    wall: Spread
     calls_per_block: int
     pairs: int
 
@@ -82,7 +82,7 @@ def run_block(variant: Variant, call: Callable[[], None], calls: int, *, instrum
     finally:
         if instrumented:
             variant.switch_off()
-    return Block(wall / calls, cpu / calls)
+    return Block(cpu / calls, wall / calls)
 
 
 def warm_up(calls: int) -> int:
@@ -93,9 +93,12 @@ def warm_up(calls: int) -> int:
 def calls_for(call: Callable[[], None], seconds: float) -> int:
     """How many plain calls take about ``seconds``."""
     call()
-    start = perf_counter()
-    call()
-    return max(1, round(seconds / (perf_counter() - start)))
+    once = []
+    for _ in range(3):
+        start = process_time()
+        call()
+        once.append(process_time() - start)
+    return max(1, round(seconds / min(once)))
 
 
 def measure(variant: Variant, *, seconds: float, pairs: int) -> dict[str, Any]:
@@ -116,11 +119,10 @@ def measure(variant: Variant, *, seconds: float, pairs: int) -> dict[str, Any]:
         both = list(zip(instrumented, plain, strict=True))
         results[name] = asdict(
             Result(
-                plain_us=1e6 * statistics.median(block.wall for block in plain),
-                wall=Spread.of([one.wall / other.wall for one, other in both]),
+                plain_us=1e6 * statistics.median(block.cpu for block in plain),
+                added_us=1e6 * statistics.median(one.cpu - other.cpu for one, other in both),
                 cpu=Spread.of([one.cpu / other.cpu for one, other in both]),
-                added_us=1e6 * statistics.median(one.wall - other.wall for one, other in both),
-                added_cpu_us=1e6 * statistics.median(one.cpu - other.cpu for one, other in both),
+                wall=Spread.of([one.wall / other.wall for one, other in both]),
                 calls_per_block=calls,
                 pairs=pairs,
             )

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,8 @@ COLLECTOR_CONFIG: Final = ROOT / "benchmarks" / "collector.yaml"
 
 REACH: Final = {"json": 1.24, "stream": 1.05}
 """What a call of ours may cost on the peers' terms, as a multiple of a plain one: the fastest peer that makes spans."""
+
+PEER_VARIANTS: Final = ("httpx", "genai")
 
 VERSIONS: Final = (
     "otel-chatdebug",
@@ -99,17 +102,18 @@ def measure(name: str, terms: str, effort: Effort, endpoint: str | None, folder:
 
 def table(terms: str, effort: Effort, endpoint: str | None, folder: Path) -> dict[str, Any]:
     """All variants on one of the two terms."""
-    rows = []
-    for name, kind in VARIANTS.items():
-        row: dict[str, Any] = {"variant": name, "label": kind.label, "spans_per_call": kind.spans_per_call}
+
+    def row(name: str) -> dict[str, Any]:
+        kind = VARIANTS[name]
+        about = {"variant": name, "label": kind.label, "spans_per_call": kind.spans_per_call}
         reason = missing(kind)
-        if reason is None:
-            print(f"{terms}: {kind.label}", file=sys.stderr)
-            row |= measure(name, terms, effort, endpoint, folder)
-        else:
-            row["missing"] = reason
-        rows.append(row)
-    return {"terms": terms, "title": TITLES[terms], "rows": rows}
+        if reason is not None:
+            return {**about, "missing": reason}
+        print(f"{terms}: {kind.label}", file=sys.stderr)
+        return about | measure(name, terms, effort, endpoint, folder)
+
+    with ThreadPoolExecutor(os.cpu_count() if effort is QUICK else 1) as pool:  # one at a time where figures count
+        return {"terms": terms, "title": TITLES[terms], "rows": list(pool.map(row, VARIANTS))}
 
 
 @contextlib.contextmanager
@@ -184,7 +188,7 @@ def as_text(result: dict[str, Any]) -> str:
             lines.append(f"Left out: {one['missing']}")
             continue
         lines += [
-            "| | JSON call | added | CPU | stream | added | CPU | spans |",
+            "| | JSON call | added | wall | stream | added | wall | spans |",
             "|---|---|---|---|---|---|---|---|",
             *(_row(row) for row in one["rows"]),
         ]
@@ -194,7 +198,7 @@ def as_text(result: dict[str, Any]) -> str:
                 f"Reach of otel-chatdebug: {REACH['json']} and {REACH['stream']} times plain. {_verdict(one)}",
             ]
         else:
-            lines += ["", "Reach of otel-chatdebug: no dearer than the dearer of the two peers."]
+            lines += ["", "Reach of otel-chatdebug: no dearer than the dearer of the two peers.", _verdict(one)]
     return "\n".join(lines) + "\n"
 
 
@@ -204,7 +208,7 @@ def _row(row: dict[str, Any]) -> str:
     cells = [row["label"]]
     for name in REACH:
         one = row[name]
-        cells += [_spread(one["wall"]), f"{one['added_us']:+.0f} µs", f"{one['cpu']['median']:.2f}"]
+        cells += [_spread(one["cpu"]), f"{one['added_us']:+.0f} µs", f"{one['wall']['median']:.2f}"]
     return f"| {' | '.join(cells)} | {row['spans_per_call']} |"
 
 
@@ -213,11 +217,14 @@ def _spread(spread: dict[str, float]) -> str:
 
 
 def _verdict(one: dict[str, Any]) -> str:
-    row = next(row for row in one["rows"] if row["variant"] == "chatdebug")
+    """How far otel-chatdebug is from its reach."""
+    rows = {row["variant"]: row for row in one["rows"] if "missing" not in row}
     said = []
     for name, reach in REACH.items():
-        median = row[name]["wall"]["median"]
-        said.append(f"{name} {median:.2f}: {'reached' if median <= reach else 'missed'}")
+        if one["terms"] == ALL:
+            reach = max(rows[peer][name]["cpu"]["median"] for peer in PEER_VARIANTS if peer in rows)
+        median = rows["chatdebug"][name]["cpu"]["median"]
+        said.append(f"{name} {median:.2f} of {reach:.2f}: {'reached' if median <= reach else 'missed'}")
     return f"Now: {', '.join(said)}."
 
 
@@ -234,10 +241,11 @@ Two calls of the real openai SDK are made again and again, answered in this proc
 waited for, so the shares are the largest there are: beside a model that answers after a second, all of them vanish.
 
 Each row is a process of its own, in which blocks of plain and of instrumented calls take turns. A figure is the median
-of the blocks' ratios, instrumented by plain (in brackets: the middle half of them); *added* is the median of their
-differences for one call. Both are the time that the application waits. *CPU* is the ratio of the processor time of all
-threads until all is written and exported: what is done later, or elsewhere, is in it. The calls are made inside of one
-local root span for each block, as below a web framework.
+of the blocks' ratios, instrumented by plain (in brackets: the middle half of them), in processor time: that of all
+threads, until all is written and exported, so what is done later or elsewhere is in it. *Added* is the median of the
+differences for one call. *Wall* is the ratio of the time that the application waits for its calls; it means something
+only where the machine had nothing else to do. The calls are made inside of one local root span for each block, as
+below a web framework.
 
 {as_text(result)}
 ## How to read it
