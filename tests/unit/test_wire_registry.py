@@ -402,9 +402,11 @@ TALK = (
 def test_a_chat_that_talks_about_the_wire_is_not_taken_by_its_word() -> None:
     start = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"role": "assistant"}}]}
     talk = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": TALK}, "finish_reason": None}]}
-    short = {"choices": [{"delta": {"content": "[DONE]"}}]}
-    reader = read(chat(), [event(start), event(talk), event(short), *every(event(talk), 3)])
-    assert known(reader) == (Facts(model="m", response_id="1"), 4)
+    short = {"delta": "[DONE]"}
+    reader = read(
+        chat(), [event(talk | {"model": ""}), event(start), event(talk), event(short), *every(event(talk), 3)]
+    )
+    assert known(reader) == (Facts(model="m", response_id="1"), 5)
 
 
 @pytest.mark.parametrize(
@@ -508,7 +510,12 @@ def test_responses_error_event() -> None:
 def test_an_error_event_without_data_that_can_be_read_is_an_error() -> None:
     format = find("/v1/messages")
     assert format is not None
-    assert read(format, [b"event: error\ndata: " + b"oops " * 20 + b"\n\n"]).facts.error == WireError("error")
+    message = {"type": "message", "id": "1", "model": "m"}
+    start = event({"type": "message_start", "message": message}, "message_start")
+    for error in (b"event: error\ndata: ", b"event:error\ndata: ", b"id: 7\nevent: error\ndata: "):
+        data = start + error + b"oops " * 20 + b"\n\n"
+        for pieces in ([data], [start, data[len(start) :]]):
+            assert read(format, pieces).facts.error == WireError("error")
 
 
 def test_groq_says_why_it_stopped_early() -> None:

@@ -92,7 +92,7 @@ def by_line(data: bytes) -> list[Event]:
     return events
 
 
-LONG = b"x" * (sse.MAX_EVENT + 1)
+LONG = b"x" * (2 * sse.MAX_EVENT)
 
 
 @pytest.mark.parametrize("step", [None, 1000, 65_536, sse.MAX_EVENT])
