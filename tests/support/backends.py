@@ -276,12 +276,12 @@ class Collector(Server):
     ``folder`` takes its queue and its log. ``grpc_endpoint`` and ``http_endpoint`` as those of `Jaeger`.
     """
 
-    def __init__(self, backends: Backends, folder: Path, backend: str) -> None:
+    def __init__(self, backends: Backends, folder: Path, backend: str, config: Path = COLLECTOR_CONFIG) -> None:
         grpc, http, health = (f"127.0.0.1:{port}" for port in free_ports(3))
         self.grpc_endpoint = f"http://{grpc}"
         self.http_endpoint = f"http://{http}"
         super().__init__(
-            [str(backends.otelcol), "--config", str(COLLECTOR_CONFIG)],
+            [str(backends.otelcol), "--config", str(config)],
             {
                 "CHATDEBUG_OTLP_GRPC_ENDPOINT": grpc,
                 "CHATDEBUG_OTLP_HTTP_ENDPOINT": http,
