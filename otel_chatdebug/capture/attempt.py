@@ -41,12 +41,21 @@ from otel_chatdebug.wire.types import Facts
 DIGEST_SIZE = 64 * 1024
 """Bytes of chunks that are kept undigested at most: what a digest works on at a time."""
 
+DECODE_SIZE = 2 * 1024
+"""Bytes of a coded body that are decoded at a time: gzip gives a thousand times as much at most."""
+
 KEPT_BODY = 4 * 1024 * 1024
 """Bytes of a decoded body that are kept in memory, from its beginning. Enough for 50,000 characters of text that
 come in events of 300 bytes for each token; a body of 1 GB costs no more."""
 
 FIRST_BYTES = 64
 """Bytes at the start of a body that may show that it is a stream, whatever its content type says."""
+
+HEADER_LIMIT = 8 * 1024
+"""Characters of a header's value that are kept: what servers usually take of all headers together."""
+
+MOST_HEADERS = 200
+"""Headers of a message that are kept."""
 
 PARTIAL_CONTENT_INTERVAL = 5_000_000_000
 """Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
@@ -187,8 +196,11 @@ class Attempt:
 
     def out_of_sight(self) -> None:
         """By a fault of ours nobody will tell how the body ends: it must not stay open for good."""
-        self.emit(Event.BODY_HEADERS)
-        self.tell(Event.COLLECTED)
+        try:
+            self.emit(Event.BODY_HEADERS)
+            self.tell(Event.COLLECTED)
+        except Exception:
+            fault("Attempt.out_of_sight")
 
     def chunk(self, data: bytes) -> None:
         """A chunk of the body passes by. The only thing on the path of a chunk; must cost next to nothing."""
@@ -236,21 +248,25 @@ class Attempt:
             while pending:
                 parts.append(pending.popleft())
             data = parts[0] if len(parts) == 1 else b"".join(parts)
-            if self._decoder is not None:
-                data = self._decoder.decode(data)
-            elif not self._decoded:
-                return
-            if self.reader is None and self._may_be_framed:
-                self._look_for_frames(data)
-            room = KEPT_BODY - len(self._kept)
-            if room > 0:
-                self._kept += data[:room] if len(data) > room else data
-            if self.reader is not None:
-                self.reader.feed(data)
+            decoder = self._decoder
+            if decoder is not None:
+                for start in range(0, len(data), DECODE_SIZE):
+                    self._look_into(decoder.decode(data[start : start + DECODE_SIZE]))
+            elif self._decoded:
+                self._look_into(data)
         except Exception:
             self.recorder.inbox.fault("Attempt.digest")
         finally:
             self._digesting.release()
+
+    def _look_into(self, data: bytes) -> None:
+        if self.reader is None and self._may_be_framed:
+            self._look_for_frames(data)
+        room = KEPT_BODY - len(self._kept)
+        if room > 0:
+            self._kept += data[:room] if len(data) > room else data
+        if self.reader is not None:
+            self.reader.feed(data)
 
     def _look_for_frames(self, data: bytes) -> None:
         """A body may show by its first bytes that it is framed, whatever its content type says."""
@@ -562,7 +578,7 @@ class Attempt:
 
 
 def _pairs(headers: Any) -> list[tuple[str, str]]:
-    return list(headers.multi_items())
+    return [(name[:HEADER_LIMIT], value[:HEADER_LIMIT]) for name, value in headers.multi_items()[:MOST_HEADERS]]
 
 
 def _request_content(request: Any) -> bytes | None:
