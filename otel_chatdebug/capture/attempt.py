@@ -285,7 +285,8 @@ class Attempt:
         if state is State.FINAL:
             return
         if state is not State.WAITING:
-            self.digest(wait=True)
+            if self.pending or self._digesting.locked():
+                self.digest(wait=True)
             if self.reader is not None and state in (State.READING, State.BODY_CLOSING):
                 state = MOVES[state, Event.FRAMED].to
         move = MOVES[state, event]  # type: ignore[index]  # the inbox carries any Enum; ours are Events
@@ -541,8 +542,13 @@ class Attempt:
                 response_body=response_body,
             )
         ]
-        if self.step.last_attempt is self:
-            found.append(self.step.content(rank, *self._messages(request_body, kept)))
+        last = self.step.last_attempt
+        if last is not None and last.id == self.id:
+            request, response = self._messages(request_body, kept)
+            found.append(self.step.content(rank, request, response))
+            if self.step.run.learn_first_message(request):
+                # With this batch: it may be the last one, and the run's own record may have been in an earlier one.
+                found.extend(self.step.run.records())
         return found
 
     def _messages(self, request_body: Any, kept: bytes) -> tuple[Any, Any]:
@@ -552,25 +558,12 @@ class Attempt:
             request = self.format.normalize_request(request_body)
             if request is not None:
                 request = redactor.json_value(request)
-                self._tell_first_message(request)
         if kept and self.reader is not None:
             response = self.format.assemble(SSEDecoder().feed(kept))
         elif kept and self._holds_json() and len(kept) < KEPT_BODY:
             body = _load(kept)
             response = None if body is None else self.format.normalize_response(body)
         return request, None if response is None else redactor.json_value(response)
-
-    def _tell_first_message(self, request: dict[str, Any]) -> None:
-        """The run's summary shows what the user said first, where the application did not say it."""
-        run = self.step.run
-        if run.first_message is not None:
-            return
-        for message in reversed(request.get("messages") or []):
-            if isinstance(message, dict) and message.get("role") == "user":
-                texts = [part.get("text") for part in message.get("parts") or [] if isinstance(part, dict)]
-                run.first_message = " ".join(text for text in texts if isinstance(text, str)) or None
-                self.recorder.mark(run)
-                return
 
     def _copy_kept(self) -> bytes:
         with self._digesting:

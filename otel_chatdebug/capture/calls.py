@@ -126,6 +126,7 @@ class Call:
                 self.step = _implicit_step(recorder, self, registry.generic, RequestFacts(), adopt=False)
         for attempt in self.attempts:
             attempt.in_call = False
+            attempt.own_call = None  # which has its attempts
         if self.step is not None:
             recorder.inbox.emit(self.step, ScopeEvent.LEFT, time_ns(), exit_)
         if isinstance(exc, GeneratorExit):  # a dropped coroutine: perhaps the garbage collector is at work

@@ -142,6 +142,25 @@ class AttemptView(Protocol):
     def shut_down(self, at: int) -> None: ...
 
 
+class EndedAttempt:
+    """What a step keeps of its last attempt once that is final.
+
+    The attempt knows its step, so the step must not know the attempt: a cycle would keep its body in memory until the
+    garbage collector comes by.
+    """
+
+    __slots__ = ("endpoint_label", "error", "finished_ns", "first_byte_ns", "id", "started_ns", "status")
+
+    def __init__(self, attempt: AttemptView) -> None:
+        self.id = attempt.id
+        self.status = attempt.status
+        self.error = attempt.error
+        self.started_ns = attempt.started_ns
+        self.first_byte_ns = attempt.first_byte_ns
+        self.finished_ns = attempt.finished_ns
+        self.endpoint_label = attempt.endpoint_label
+
+
 def end_span(span: Span, given: dict[str, Any], status: Status, error: Any, end_time: int) -> None:
     """Ends one of our spans with its outcome. Performed when the turn was given back: it is user code."""
     if span.is_recording():
@@ -344,6 +363,20 @@ class LiveRun:
             record.summary["first_message"] = self.recorder.redactor.text(self.first_message)[:FIRST_MESSAGE_LIMIT]
         return [record]
 
+    def learn_first_message(self, request: Any) -> bool:
+        """The summary shows what the user said last in the first request, where the application did not say it.
+
+        ``request`` is a normalised request, or None. True when that is news. Called by the writer's thread.
+        """
+        if self.first_message is not None or not isinstance(request, dict):
+            return False
+        for message in reversed(request.get("messages") or []):
+            if isinstance(message, dict) and message.get("role") == "user":
+                texts = [part.get("text") for part in message.get("parts") or [] if isinstance(part, dict)]
+                self.first_message = " ".join(text for text in texts if isinstance(text, str)) or None
+                return self.first_message is not None
+        return False
+
     def _summary(self) -> dict[str, Any]:
         summary: dict[str, Any] = dict(self._metadata)
         summary["step_count"] = len(self._totals)
@@ -411,7 +444,7 @@ class LiveStep:
         self.response: Any = None
         """What ``finish(response=...)`` said."""
         self.watch: object = None
-        self.last_attempt: AttemptView | None = None
+        self.last_attempt: AttemptView | EndedAttempt | None = None
         self.final = False
         self.queued = False
         self.told = told
@@ -461,8 +494,10 @@ class LiveStep:
         if attempt.final:
             self._attempts.pop(attempt.id, None)
             self.recorder.open_attempts.pop(attempt.id, None)
-        if self.last_attempt is attempt:
+        if self.last_attempt is not None and self.last_attempt.id == attempt.id:
             self._learn(attempt.facts)
+            if attempt.final:
+                self.last_attempt = EndedAttempt(attempt)
         self._fold(at)
         self.recorder.mark(self)
 
