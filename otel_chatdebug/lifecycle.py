@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -73,6 +74,7 @@ class _Armed:
         self.recorder.inbox.start()
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
+        _at_exit_of_a_child()
 
 
 def heartbeat_interval(stale_after: float) -> float:
@@ -224,6 +226,16 @@ def _at_exit() -> None:
         disarm()
     except Exception:
         fault("the exit handler")
+
+
+def _at_exit_of_a_child() -> None:
+    """A child of `multiprocessing` ends by ``os._exit``: exit handlers are not run (before Python 3.14), only its own.
+
+    Nothing is imported: whoever is such a child has it.
+    """
+    process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
+    if process is not None and util is not None and process.parent_process() is not None:
+        util.Finalize(None, _at_exit, exitpriority=0)
 
 
 def _after_fork_in_child() -> None:
