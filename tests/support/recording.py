@@ -62,8 +62,12 @@ class Sink:
 class Recording:
     """What was recorded so far. Every look folds and "writes" first."""
 
-    def __init__(self, recorder: Recorder, sink: Sink, exporter: InMemorySpanExporter) -> None:
+    def __init__(
+        self, recorder: Recorder, sink: Sink, exporter: InMemorySpanExporter, provider: TracerProvider | None
+    ) -> None:
         self.recorder = recorder
+        self.provider = provider
+        """The SDK's, for spans that are none of ours; None without an SDK."""
         self._sink = sink
         self._exporter = exporter
 
@@ -153,7 +157,7 @@ def recording(
     for instrumentor in instrumentors:
         instrumentor.instrument(skip_dep_check=True)
     try:
-        yield Recording(recorder, sink, exporter)
+        yield Recording(recorder, sink, exporter, provider)
     finally:
         for instrumentor in instrumentors:
             instrumentor.uninstrument()
