@@ -73,6 +73,11 @@ CLEANUP_AGAIN_SECONDS = 1.0
 FORK_SECONDS = 1.0
 """How long a fork waits for the connection to be closed before it, see `Writer.pause`."""
 
+LOADING_FORK_SECONDS = 20.0
+"""The same while the thread loads SQLAlchemy and Alembic, which takes half a second, and more on a busy machine. A
+child that is forked in the middle of an import waits for ever when it imports that module itself, for its lock has an
+owner that is not there; the application's own imports would hang, too."""
+
 RESUME_SECONDS = 5.0
 """How long the thread waits for a fork that does not say that it is over."""
 
@@ -194,6 +199,8 @@ class Writer:
         self._resumed = threading.Event()
 
         # The thread's own.
+        self._loaded = False
+        """All that the thread imports is imported: it has worked once. Written by the thread, read by `pause`."""
         self._engine: Engine | None = None
         self._path: Path | None = None
         self._file: tuple[int, int] | None = None
@@ -287,7 +294,8 @@ class Writer:
 
         Called for every writer by a hook of this module. SQLite keeps its locks by process and file: a child that
         inherits an open connection, even unused, believes that it holds the parent's locks, and loses what it writes
-        when the parent closes (https://www.sqlite.org/howtocorrupt.html, 2.6). Waits `FORK_SECONDS` at most.
+        when the parent closes (https://www.sqlite.org/howtocorrupt.html, 2.6). Waits `FORK_SECONDS` at most, and
+        `LOADING_FORK_SECONDS` where the thread is importing.
         """
         self._forks.append(None)
         self._resumed.clear()
@@ -296,7 +304,8 @@ class Writer:
         token = _Pause()
         self._queue.put(token)
         self._hurry.set()
-        if not self._stopped.is_set() and not token.done.wait(FORK_SECONDS):
+        patience = FORK_SECONDS if self._loaded else LOADING_FORK_SECONDS
+        if not self._stopped.is_set() and not token.done.wait(patience):
             logger.debug("otel_chatdebug: a fork did not wait any longer for the database to be closed")
 
     def resume(self) -> None:
@@ -466,6 +475,8 @@ class Writer:
             self._trouble(exc)
         else:
             self._recovered()
+        finally:
+            self._loaded = True
 
     def _opened(self) -> Engine:
         """The engine; opened, and its tables created or upgraded, where that has not been done."""
