@@ -352,6 +352,14 @@ def test_binary_data_is_replaced_by_its_length() -> None:
     }
 
 
+@pytest.mark.parametrize("before", range(0, 300, 7))
+@pytest.mark.parametrize("length", [255, 256, 257, 400])
+def test_a_long_run_of_base64_is_found_at_any_place(before: int, length: int) -> None:
+    text = "ab " * before + PNG[:length] + " end"
+    found = "ab " * before + f"[base64: {length} characters] end"
+    assert redactor.text(text) == (found if length >= 256 else text)
+
+
 def test_what_is_nested_too_deeply_is_left_out_and_never_raises() -> None:
     deep: Any = {"password": "hunter2"}
     for _ in range(500):

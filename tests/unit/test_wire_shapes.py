@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -250,7 +251,7 @@ def test_a_long_part_is_cut_and_says_so() -> None:
     assert exact["messages"][0]["parts"] == [{"type": "text", "text": text[:-5]}]
 
 
-STREAMED_TEXT = {
+STREAMED_TEXT: dict[str, Callable[[str], dict[str, Any]]] = {
     "openai.chat": lambda text: {"choices": [{"index": 0, "delta": {"content": text}}]},
     "openai.responses": lambda text: {"type": "response.output_text.delta", "output_index": 0, "delta": text},
     "anthropic.messages": lambda text: {

@@ -75,7 +75,8 @@ def test_events_are_those_of_a_reader_that_takes_line_by_line(pieces: list[bytes
 def by_line(data: bytes) -> list[Event]:
     """The specification's algorithm, written down as it stands there."""
     events: list[Event] = []
-    name, lines = "", []
+    name = ""
+    lines: list[bytes] = []
     text = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for line in text.split(b"\n")[:-1]:
         if not line:
