@@ -69,6 +69,7 @@ def configure(
     if settings.wants_otlp and provider in _made:  # one that was joined has exporters of its own
         delegate = BatchSpanProcessor(PiecewiseSpanExporter())
     lifecycle.arm(settings, tracer_provider=tracer_provider, classify=classify_error, delegate=delegate)
+    lifecycle.warm()
     if "*" not in settings.disabled_instrumentations:
         for name, instrumentor in INSTRUMENTORS.items():
             if name not in settings.disabled_instrumentations:

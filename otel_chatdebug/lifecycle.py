@@ -92,8 +92,8 @@ def arm(
 ) -> Recorder | None:
     """Puts a recorder in force, if none is; None where the settings say that nothing is recorded.
 
-    ``writer`` replaces the writer of the tables (for a benchmark). Nothing is opened and no thread is started before
-    there is something to record.
+    ``writer`` replaces the writer of the tables (for a benchmark). Nothing is opened and no thread is started by this;
+    see `warm`.
     """
     global _armed
     with _lock:
@@ -130,6 +130,17 @@ def arm(
         atexit.register(_at_exit)
         recorders.activate(recorder)
         return recorder
+
+
+def warm() -> None:
+    """Opens the tables in the background, where it is likely that there will soon be something to write.
+
+    The first opening imports SQLAlchemy and, for a new database, Alembic: a second on a busy machine. Called when the
+    application has called ``configure()``, or has imported a library that we patch; nobody waits for it.
+    """
+    armed = _armed
+    if armed is not None and isinstance(armed.writer, Writer):
+        armed.writer.start()
 
 
 def disarm(timeout: float = SHUTDOWN_SECONDS) -> bool:

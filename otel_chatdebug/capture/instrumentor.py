@@ -148,6 +148,7 @@ def _patch(library: ModuleType, name: str) -> None:
                 method,
             )
     _patched[id(library)] = (library, {name})
+    lifecycle.warm()
 
 
 def _unpatch(name: str) -> None:
