@@ -22,10 +22,11 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
 
 from otel_chatdebug.faults import fault
+from otel_chatdebug.pipeline import metrics
 from otel_chatdebug.pipeline import recorder as recorders
 from otel_chatdebug.pipeline.live import ScopeEvent
 from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor, processor_of
-from otel_chatdebug.pipeline.recorder import Recorder
+from otel_chatdebug.pipeline.recorder import TRACER_NAME, Recorder
 from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.status import Status, classify_error
@@ -44,6 +45,8 @@ LONGEST_BEAT: Final = 2.0
 
 _lock = threading.RLock()
 _armed: _Armed | None = None
+_observed = False
+"""Whether the metrics about ourselves are registered; once in a process."""
 
 
 class _Armed:
@@ -129,7 +132,15 @@ def arm(
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
         recorders.activate(recorder)
+        _observe()
         return recorder
+
+
+def _observe() -> None:
+    global _observed
+    if not _observed:
+        _observed = True
+        metrics.observe(TRACER_NAME, lambda: getattr(_armed and _armed.writer, "stats", None))
 
 
 def warm() -> None:
