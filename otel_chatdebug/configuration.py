@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from opentelemetry import trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # untyped
@@ -15,8 +17,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from otel_chatdebug import lifecycle
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
 from otel_chatdebug.pipeline.exporter import PiecewiseSpanExporter
-from otel_chatdebug.settings import Settings
+from otel_chatdebug.settings import Settings, logger
 from otel_chatdebug.status import Status
+
+LIBRARIES = ("httpx", "httpx2")
 
 _instrumented: list[BaseInstrumentor] = []
 """What `configure` has switched on, for `shutdown` to switch off."""
@@ -76,6 +80,11 @@ def configure(
                 _switch_on(instrumentor(), tracer_provider)
     if http_spans:
         _switch_on_stock(tracer_provider)
+    if not any(name in sys.modules or find_spec(name) for name in LIBRARIES):
+        logger.warning(
+            "Neither httpx nor httpx2 is installed in this environment: otel_chatdebug has nothing to record. "
+            "Install it beside the SDK that the application uses."
+        )
 
 
 def shutdown() -> None:
