@@ -239,8 +239,7 @@ def _begin(
         span,
     )
     # What may raise comes before the step is told: an attempt that it waits for has to have an end.
-    if span is not None:
-        _inject(request, inner)
+    _inject(request, inner)
     recorder.ensure_running()
     call.attempts.append(attempt)
     inbox = recorder.inbox
@@ -251,6 +250,7 @@ def _begin(
 
 
 def _inject(request: Any, context: Context) -> None:
+    """Without an SDK, too: then the trace context of whoever called this process is passed on, and the baggage."""
     try:
         propagate.inject(request.headers, context)
     except Exception:  # a propagator of the user's

@@ -135,18 +135,20 @@ def _patch(library: ModuleType, name: str) -> None:
     if known is not None:  # after alias_httpx() both names are this module
         known[1].add(name)
         return
+    missing = []
     for owner_name, method, make in _HOOKS:
         owner = getattr(library, owner_name, None)
         if isinstance(owner, type) and callable(owner.__dict__.get(method)):
             hooks.install(owner, method, make(library))
         else:
-            logger.warning(
-                "%s %s has no %s.%s that otel_chatdebug could wrap: what goes through it is not recorded",
-                name,
-                getattr(library, "__version__", "(unknown version)"),
-                owner_name,
-                method,
-            )
+            missing.append(f"{owner_name}.{method}")
+    if missing:
+        logger.warning(
+            "%s %s has no %s that otel_chatdebug could wrap: what goes through it is not recorded",
+            name,
+            getattr(library, "__version__", "(unknown version)"),
+            ", ".join(missing),
+        )
     _patched[id(library)] = (library, {name})
     lifecycle.warm()
 
@@ -187,8 +189,11 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class h
         sdks.instrument()
 
     def _imported(self, module: ModuleType) -> None:
-        if self.library in _wanted:
-            _patch(module, self.library)
+        try:
+            if self.library in _wanted:
+                _patch(module, self.library)
+        except Exception:  # it would come out of the application's import statement
+            fault("patching a library that is imported")
 
     def _uninstrument(self, **kwargs: Any) -> None:
         _wanted.discard(self.library)

@@ -22,6 +22,7 @@ from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, Context, g
 
 from otel_chatdebug.capture import hooks
 from otel_chatdebug.capture.calls import Call, Within, is_model_path, suppressed
+from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.opening import CALL
 from otel_chatdebug.pipeline.recorder import active
 
@@ -99,23 +100,29 @@ def uninstrument() -> None:
 
 
 def _patch_if_enabled(module: ModuleType) -> None:
-    if _enabled:
-        _patch(module)
+    try:
+        if _enabled:
+            _patch(module)
+    except Exception:  # it would come out of the application's import statement
+        fault("patching an SDK that is imported")
 
 
 def _patch(module: ModuleType) -> None:
     opener = _opener(STAINLESS[module.__name__])
+    missing = []
     for owner_name, around in _CLIENTS:
         owner = getattr(module, owner_name, None)
-        if owner is None or not _fits(getattr(owner, "request", None)):
-            logger.warning(
-                "%s.%s.request is not what otel_chatdebug knows: each retry of this SDK is recorded as a step",
-                module.__name__,
-                owner_name,
-            )
-            continue
-        hooks.install(owner, "request", around(opener))
-        _patched.append(owner)
+        if isinstance(owner, type) and _fits(owner.__dict__.get("request")):
+            hooks.install(owner, "request", around(opener))
+            _patched.append(owner)
+        else:
+            missing.append(f"{owner_name}.request")
+    if missing:
+        logger.warning(
+            "%s: %s is not what otel_chatdebug knows: each retry of this SDK is recorded as a step",
+            module.__name__,
+            ", ".join(missing),
+        )
 
 
 def _fits(function: Any) -> bool:
