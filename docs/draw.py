@@ -7,10 +7,13 @@ hand. A test (tests/unit/test_docs.py) fails where a section is not what this wo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import click
+
 from otel_chatdebug.capture.states import MOVES, Ending, Event, Moment, Move, State, outcome
+from otel_chatdebug.cli import main
 from otel_chatdebug.records import AttemptRank
 from otel_chatdebug.settings import Settings
 
@@ -46,6 +49,28 @@ def settings() -> str:
         ("variable", "default", "meaning"),
         ((f"`{variable}`", default, meaning) for variable, default, meaning in Settings.table()),
     )
+
+
+def commands() -> str:
+    """Every command, with its arguments and options."""
+    return table(
+        ("command", "what it does"), ((f"`{usage}`", said) for usage, said in _commands("otel-chatdebug", main))
+    )
+
+
+def _commands(path: str, command: click.Command) -> Iterator[tuple[str, str]]:
+    if isinstance(command, click.Group):
+        for name, sub in command.commands.items():
+            yield from _commands(f"{path} {name}", sub)
+        return
+    usage = [path]
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            usage.append(str(parameter.name).upper())
+        elif isinstance(parameter, click.Option) and parameter.opts != ["--database-url"]:  # all commands have that one
+            flag = parameter.opts[-1]
+            usage.append(f"[{flag}]" if parameter.is_flag else f"[{flag} {parameter.metavar or flag[2:].upper()}]")
+    yield " ".join(usage), command.get_short_help_str(limit=200)
 
 
 def diagram(answer: Event) -> str:
@@ -95,7 +120,7 @@ def said(ending: Ending, *, whole: bool) -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"settings": settings},
+    "README.md": {"settings": settings, "commands": commands},
     "docs/why.md": {
         "framed": lambda: diagram(Event.STREAM_HEADERS),
         "not framed": lambda: diagram(Event.BODY_HEADERS),
@@ -108,19 +133,19 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
 def drawn(text: str, sections: dict[str, Callable[[], str]]) -> str:
     """``text`` with its sections as they should be. ``ValueError`` where a section has not exactly one place."""
     for name, make in sections.items():
-        place = re.compile(rf"(<!-- {name}: .* -->\n).*?(\n<!-- end of {name} -->)", re.S)
+        place = re.compile(rf"(<!-- {name}: .* -->\n\n).*?(\n<!-- end of {name} -->)", re.S)
         if len(place.findall(text)) != 1:
             raise ValueError(f"there must be one section {name!r}")
-        made = make()
+        made = f"{make()}\n"
         text = place.sub(lambda found, made=made: found[1] + made + found[2], text)  # type: ignore[misc]
     return text
 
 
-def main() -> None:
+def write() -> None:
     for name, sections in SECTIONS.items():
         path = ROOT / name
         path.write_text(drawn(path.read_text("utf-8"), sections), "utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write()
