@@ -289,6 +289,17 @@ class Redactor:
         except Exception:
             return f"[REDACTED: {len(data)} bytes]"
 
+    def json_body(self, value: Any, *, limit: int = 50_000) -> tuple[str, bool]:
+        """A parsed JSON body as `body` shows it, and whether redaction left all of it as it was.
+
+        Where it did, nothing that is made of the body's own texts has to be redacted.
+        """
+        try:
+            redacted = self._value(value, 0)
+            return _cut(_dumps(redacted), 0, limit), redacted == value
+        except Exception:
+            return REDACTED, False
+
     # --- headers and URLs
 
     def _header(self, name: str, value: str) -> str:

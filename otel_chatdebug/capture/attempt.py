@@ -20,6 +20,7 @@ from typing import Any
 from opentelemetry.trace import Span
 
 from otel_chatdebug import attributes
+from otel_chatdebug.capture.content import KEPT_BODY, Content
 from otel_chatdebug.capture.states import (
     INCOMPLETE_BODY,
     INCOMPLETE_STREAM,
@@ -32,10 +33,9 @@ from otel_chatdebug.capture.states import (
 )
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.live import LiveStep, end_span
-from otel_chatdebug.records import AttemptContent, AttemptRank, AttemptRecord, ContentRank, Record
+from otel_chatdebug.records import AttemptRank, AttemptRecord, Record
 from otel_chatdebug.status import Status
 from otel_chatdebug.wire import encoding, registry
-from otel_chatdebug.wire.sse import SSEDecoder
 from otel_chatdebug.wire.types import Facts
 
 DIGEST_SIZE = 64 * 1024
@@ -44,21 +44,8 @@ DIGEST_SIZE = 64 * 1024
 DECODE_SIZE = 2 * 1024
 """Bytes of a coded body that are decoded at a time: gzip gives a thousand times as much at most."""
 
-KEPT_BODY = 4 * 1024 * 1024
-"""Bytes of a decoded body that are kept in memory, from its beginning. Enough for 50,000 characters of text that
-come in events of 300 bytes for each token; a body of 1 GB costs no more."""
-
 FIRST_BYTES = 64
 """Bytes at the start of a body that may show that it is a stream, whatever its content type says."""
-
-HEADER_LIMIT = 8 * 1024
-"""Characters of a header's value that are kept: what servers usually take of all headers together."""
-
-MOST_HEADERS = 200
-"""Headers of a message that are kept."""
-
-PARTIAL_CONTENT_INTERVAL = 5_000_000_000
-"""Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
 
 _BODILESS_METHODS = frozenset({"HEAD"})
 _BODILESS_STATUS = frozenset({204, 304})
@@ -73,12 +60,53 @@ class Attempt:
     """One physical HTTP request of a step."""
 
     __slots__ = (
-        "__weakref__", "_content_length", "_content_ns", "_decoded", "_decoder", "_digest_at", "_digesting", "_kept",
-        "_may_be_framed", "_raised", "_request_body", "_request_headers", "_updated_us", "begun", "bytes_received",
-        "content_us", "end_of_body_ns", "end_reason", "error", "facts", "final", "finished_ns", "first_byte_ns",
-        "format", "id", "in_call", "last_byte_ns", "longest_gap_ns", "method", "moved", "number", "own_call", "path",
-        "pending", "queued", "rank", "reader", "recorder", "request", "response_headers", "response_status", "span",
-        "started_ns", "state", "status", "step", "told", "trace_id", "url", "watch",
+        "__weakref__",
+        "_content",
+        "_content_length",
+        "_decoder",
+        "_digest_at",
+        "_digesting",
+        "_kept",
+        "_may_be_framed",
+        "_raised",
+        "_updated_us",
+        "begun",
+        "bytes_received",
+        "decoded",
+        "end_of_body_ns",
+        "end_reason",
+        "error",
+        "facts",
+        "final",
+        "finished_ns",
+        "first_byte_ns",
+        "format",
+        "id",
+        "in_call",
+        "last_byte_ns",
+        "longest_gap_ns",
+        "method",
+        "moved",
+        "number",
+        "own_call",
+        "path",
+        "pending",
+        "queued",
+        "rank",
+        "reader",
+        "recorder",
+        "request",
+        "response_headers",
+        "response_status",
+        "span",
+        "started_ns",
+        "state",
+        "status",
+        "step",
+        "told",
+        "trace_id",
+        "url",
+        "watch",
     )  # fmt: skip
 
     def __init__(
@@ -138,20 +166,17 @@ class Attempt:
         self.bytes_received = 0
         self.pending: deque[bytes] = deque()
         self.watch: object = None
-        self.content_us = 0
         self._digest_at = DIGEST_SIZE
         self._digesting = threading.Lock()
         self._kept = bytearray()
         self._decoder: encoding.Decoder | None = None
-        self._decoded = True
+        self.decoded = True
         self._content_length: int | None = None
         self._may_be_framed = requested_stream
         """Its first bytes may still show that it is a stream after all."""
         self._raised: dict[str, Any] | None = None
-        self._request_headers: Any = None
-        self._request_body: str | None = None
         self._updated_us = 0
-        self._content_ns = 0
+        self._content = Content()
 
     # -- observing: called by whoever sends the request, reads the body or closes it
 
@@ -168,7 +193,7 @@ class Attempt:
         coding = headers.get("content-encoding")
         if coding:
             self._decoder = encoding.decoder(coding)
-            self._decoded = self._decoder is not None
+            self.decoded = self._decoder is not None
         self._emit_headers()
 
     def _emit_headers(self) -> None:
@@ -231,7 +256,10 @@ class Attempt:
     def collected(self, _: object) -> None:
         """The response's stream object is gone. A finalizer."""
         if not self.final:
-            self.tell(Event.COLLECTED)
+            try:
+                self.tell(Event.COLLECTED)
+            except Exception:  # nobody could catch it
+                self.recorder.inbox.fault("telling COLLECTED")
 
     # -- digesting: by the reading thread, the beat or the thread that folds; one at a time
 
@@ -252,7 +280,7 @@ class Attempt:
             if decoder is not None:
                 for start in range(0, len(data), DECODE_SIZE):
                     self._look_into(decoder.decode(data[start : start + DECODE_SIZE]))
-            elif self._decoded:
+            elif self.decoded:
                 self._look_into(data)
         except Exception:
             self.recorder.inbox.fault("Attempt.digest")
@@ -359,7 +387,7 @@ class Attempt:
 
     def _read_body(self) -> None:
         """Facts of a body that is not framed: usage, model, finish reason, or an error."""
-        if not self._holds_json():
+        if not self.holds_json:
             return
         body = self._json()
         if body is not None:
@@ -370,7 +398,9 @@ class Attempt:
         if (self.response_status or 0) >= 400 and self.facts.error is None:
             self.facts.error = registry.error_from_body(body)
 
-    def _holds_json(self) -> bool:
+    @property
+    def holds_json(self) -> bool:
+        """The response says that it is JSON."""
         content_type = "" if self.response_headers is None else self.response_headers.get("content-type") or ""
         return "json" in content_type.lower()
 
@@ -396,7 +426,7 @@ class Attempt:
             return self.bytes_received >= self._content_length
         if self.end_of_body_ns is None:
             return False
-        if not self._holds_json() or not self._legible or len(self._kept) >= KEPT_BODY:
+        if not self.holds_json or not self._legible or len(self._kept) >= KEPT_BODY:
             return True  # nothing says how long it should be: its end is the end
         return self._json() is not None
 
@@ -404,7 +434,7 @@ class Attempt:
     def _legible(self) -> bool:
         """The body's content coding could be undone, all of it."""
         decoder = self._decoder
-        return self._decoded and not (decoder is not None and (decoder.failed or decoder.exhausted))
+        return self.decoded and not (decoder is not None and (decoder.failed or decoder.exhausted))
 
     def _span_attributes(self) -> dict[str, Any]:
         gap = None if self.reader is None else self.longest_gap_ns / 1e9
@@ -486,102 +516,12 @@ class Attempt:
         self._updated_us = record.updated_at = self.recorder.tick(self._updated_us)
         found: list[Record] = [record]
         try:
-            found += self._content(final=record.rank != AttemptRank.OPEN)
+            found += self._content.records(self, final=record.rank != AttemptRank.OPEN)
         except Exception:
             fault("Attempt.records")
         return found
 
-    def _content(self, *, final: bool) -> list[Record]:
-        """What was sent and what has come, redacted; nothing when it was written a moment ago."""
-        now = time_ns()
-        if not final and self._content_ns and now - self._content_ns < PARTIAL_CONTENT_INTERVAL:
-            return []
-        redactor = self.recorder.redactor
-        first = self._request_headers is None
-        request_body: Any = None
-        if first:
-            self._request_headers = redactor.headers(_pairs(self.request.headers))
-            raw = _request_content(self.request)
-            if raw is not None:
-                self._request_body = redactor.body(raw, self.request.headers.get("content-type"))
-                if len(raw) <= KEPT_BODY:
-                    request_body = _load(raw)
-        kept = self._copy_kept()
-        if kept or not first:
-            self._content_ns = now
-        framed = self.reader is not None
-        content_type = None if self.response_headers is None else self.response_headers.get("content-type")
-        response_body: str | None = None
-        if kept:
-            response_body = redactor.body(
-                kept,
-                "text/event-stream" if framed else content_type,
-                framed=framed,
-                complete=final and len(kept) < KEPT_BODY,
-            )
-        elif self.bytes_received and not self._decoded:
-            response_body = (
-                f"[{self.bytes_received} bytes that cannot be decoded: {self.response_headers.get('content-encoding')}]"
-            )
-        self.content_us = self.recorder.tick(self.content_us)
-        rank = ContentRank.COMPLETE if final else ContentRank.PARTIAL
-        found: list[Record] = [
-            AttemptContent(
-                id=self.id,
-                rank=rank,
-                updated_at=self.content_us,
-                replica_id=self.recorder.replica_id,
-                step_id=self.step.id,
-                run_id=self.step.run.id,
-                chat_id=self.step.chat_id,
-                request_headers=self._request_headers,
-                request_body=self._request_body,
-                response_headers=None
-                if self.response_headers is None
-                else redactor.headers(_pairs(self.response_headers)),
-                response_body=response_body,
-            )
-        ]
-        last = self.step.last_attempt
-        if last is not None and last.id == self.id:
-            request, response = self._messages(request_body, kept)
-            found.append(self.step.content(rank, request, response))
-            if self.step.run.learn_first_message(request):
-                # With this batch: it may be the last one, and the run's own record may have been in an earlier one.
-                found.extend(self.step.run.records())
-        return found
-
-    def _messages(self, request_body: Any, kept: bytes) -> tuple[Any, Any]:
-        redactor = self.recorder.redactor
-        request = response = None
-        if request_body is not None:
-            request = self.format.normalize_request(request_body)
-            if request is not None:
-                request = redactor.json_value(request)
-        if kept and self.reader is not None:
-            response = self.format.assemble(SSEDecoder().feed(kept))
-        elif kept and self._holds_json() and len(kept) < KEPT_BODY:
-            body = _load(kept)
-            response = None if body is None else self.format.normalize_response(body)
-        return request, None if response is None else redactor.json_value(response)
-
-    def _copy_kept(self) -> bytes:
+    def kept(self) -> bytes:
+        """The decoded body so far, its first `KEPT_BODY` bytes."""
         with self._digesting:
             return bytes(self._kept)
-
-
-def _pairs(headers: Any) -> list[tuple[str, str]]:
-    return [(name[:HEADER_LIMIT], value[:HEADER_LIMIT]) for name, value in headers.multi_items()[:MOST_HEADERS]]
-
-
-def _request_content(request: Any) -> bytes | None:
-    """The body of a request, where it is there at once; None for one that is streamed (never consumed by us)."""
-    content = getattr(request, "_content", None)
-    return content if isinstance(content, bytes) else None
-
-
-def _load(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None

@@ -1,11 +1,15 @@
-"""How a method of somebody else's class is wrapped: sync and async twins around one opening and one leaving."""
+"""How a method of somebody else's class is wrapped: sync and async twins around one opening and one leaving.
+
+With plain functions: they are on the path of every request, and a call through wrapt's proxy costs more than all that
+the wrapper itself does for a request that is none of ours.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import wrapt
 from opentelemetry.context import attach
 
 from otel_chatdebug.capture.calls import Call
@@ -14,25 +18,33 @@ from otel_chatdebug.pipeline.opening import CALL, with_values
 
 Arguments: TypeAlias = tuple[Any, ...]
 Opener: TypeAlias = Callable[[Arguments, dict[str, Any]], Call | None]
-"""Takes the arguments of the wrapped method; None: this call is none of ours."""
+"""Takes the arguments of the wrapped method, without ``self``; None: this call is none of ours."""
+Wrapper: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes the new method from the original one."""
+
+_installed: dict[tuple[type, str], tuple[Any, Any]] = {}
+"""The wrapper and the original, by class and method. Told by identity: ``functools.wraps`` copies any other mark."""
 
 
-class Hook(wrapt.FunctionWrapper[..., Any]):
-    """Our wrapper, told from everybody else's by its class."""
-
-
-def install(owner: type, method: str, wrapper: Any) -> None:
+def install(owner: type, method: str, wrapper: Wrapper) -> None:
     """Wraps ``owner.method``, once."""
     original = owner.__dict__[method]
-    if not isinstance(original, Hook):
-        setattr(owner, method, Hook(original, wrapper))
+    if not is_installed(owner, method):
+        wrapped = functools.wraps(original)(wrapper(original))
+        _installed[owner, method] = wrapped, original
+        setattr(owner, method, wrapped)
+
+
+def is_installed(owner: type, method: str) -> bool:
+    """Whether ``owner.method`` is our wrapper."""
+    known = _installed.get((owner, method))
+    return known is not None and owner.__dict__.get(method) is known[0]
 
 
 def remove(owner: type, method: str) -> None:
     """Takes our wrapper off. Where somebody else has wrapped ours since, it stays (and is inert)."""
-    current = owner.__dict__.get(method)
-    if isinstance(current, Hook):
-        setattr(owner, method, current.__wrapped__)
+    if is_installed(owner, method):
+        setattr(owner, method, _installed.pop((owner, method))[1])
 
 
 def detach(token: Any) -> None:
@@ -47,16 +59,16 @@ def detach(token: Any) -> None:
         return
 
 
-def around_call(opener: Opener) -> Any:
-    """A wrapper of a sync method that is a call (of an SDK, or a ``send``)."""
+def around_call(opener: Opener, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    """A sync method that is a call (of an SDK, or a ``send``)."""
 
-    def call_method(wrapped: Any, instance: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    def call_method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         call = _open(opener, args, kwargs)
         if call is None:
-            return wrapped(*args, **kwargs)
+            return wrapped(self, *args, **kwargs)
         token = attach(with_values(call.context, {CALL: call}))
         try:
-            result = wrapped(*args, **kwargs)
+            result = wrapped(self, *args, **kwargs)
         except BaseException as exc:
             detach(token)
             leave(call, exc)
@@ -68,16 +80,16 @@ def around_call(opener: Opener) -> Any:
     return call_method
 
 
-def around_async_call(opener: Opener) -> Any:
+def around_async_call(opener: Opener, wrapped: Callable[..., Any]) -> Callable[..., Any]:
     """Its async twin. Nothing begins before the coroutine is awaited."""
 
-    async def call_method(wrapped: Any, instance: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    async def call_method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         call = _open(opener, args, kwargs)
         if call is None:
-            return await wrapped(*args, **kwargs)
+            return await wrapped(self, *args, **kwargs)
         token = attach(with_values(call.context, {CALL: call}))
         try:
-            result = await wrapped(*args, **kwargs)
+            result = await wrapped(self, *args, **kwargs)
         except BaseException as exc:
             detach(token)
             leave(call, exc)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from types import ModuleType
 from typing import Any, Final
 
@@ -72,17 +73,17 @@ def _answered(attempt: Attempt, response: Any, body_class: Any) -> None:
         hooks.leave(attempt.own_call, None)
 
 
-def _single_request(library: ModuleType) -> Any:
+def _single_request(library: ModuleType, wrapped: Callable[..., Any]) -> Callable[..., Any]:
     sync_body, _ = body_classes(library)
 
-    def send_single_request(wrapped: Any, instance: Any, args: hooks.Arguments, kwargs: dict[str, Any]) -> Any:
+    def send_single_request(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         begun = _begin(args, kwargs)
         if begun is None:
-            return wrapped(*args, **kwargs)
+            return wrapped(self, *args, **kwargs)
         attempt, context = begun
         token = attach(context)
         try:
-            response = wrapped(*args, **kwargs)
+            response = wrapped(self, *args, **kwargs)
         except BaseException as exc:
             hooks.detach(token)
             _raised(attempt, exc)
@@ -94,17 +95,17 @@ def _single_request(library: ModuleType) -> Any:
     return send_single_request
 
 
-def _async_single_request(library: ModuleType) -> Any:
+def _async_single_request(library: ModuleType, wrapped: Callable[..., Any]) -> Callable[..., Any]:
     _, async_body = body_classes(library)
 
-    async def send_single_request(wrapped: Any, instance: Any, args: hooks.Arguments, kwargs: dict[str, Any]) -> Any:
+    async def send_single_request(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         begun = _begin(args, kwargs)
         if begun is None:
-            return await wrapped(*args, **kwargs)
+            return await wrapped(self, *args, **kwargs)
         attempt, context = begun
         token = attach(context)
         try:
-            response = await wrapped(*args, **kwargs)
+            response = await wrapped(self, *args, **kwargs)
         except BaseException as exc:
             hooks.detach(token)
             _raised(attempt, exc)
@@ -117,8 +118,8 @@ def _async_single_request(library: ModuleType) -> Any:
 
 
 _HOOKS: Final = (
-    ("Client", "send", lambda library: hooks.around_call(_open_send)),
-    ("AsyncClient", "send", lambda library: hooks.around_async_call(_open_send)),
+    ("Client", "send", lambda library, wrapped: hooks.around_call(_open_send, wrapped)),
+    ("AsyncClient", "send", lambda library, wrapped: hooks.around_async_call(_open_send, wrapped)),
     ("Client", "_send_single_request", _single_request),
     ("AsyncClient", "_send_single_request", _async_single_request),
 )
@@ -139,7 +140,7 @@ def _patch(library: ModuleType, name: str) -> None:
     for owner_name, method, make in _HOOKS:
         owner = getattr(library, owner_name, None)
         if isinstance(owner, type) and callable(owner.__dict__.get(method)):
-            hooks.install(owner, method, make(library))
+            hooks.install(owner, method, partial(make, library))
         else:
             missing.append(f"{owner_name}.{method}")
     if missing:

@@ -14,6 +14,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any, Final
 
@@ -113,7 +114,7 @@ def _patch(module: ModuleType) -> None:
     for owner_name, around in _CLIENTS:
         owner = getattr(module, owner_name, None)
         if isinstance(owner, type) and _fits(owner.__dict__.get("request")):
-            hooks.install(owner, "request", around(opener))
+            hooks.install(owner, "request", partial(around, opener))
             _patched.append(owner)
         else:
             missing.append(f"{owner_name}.request")

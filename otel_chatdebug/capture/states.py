@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
+from typing import NamedTuple
 
 from otel_chatdebug.records import AttemptRank
 from otel_chatdebug.status import Status
@@ -48,6 +49,8 @@ class State(Enum):
     """The body's generator was closed: final, unless a close follows after all and fails."""
     FINAL = auto()
     """Nothing that comes now changes anything."""
+
+    __hash__ = object.__hash__  # by identity, in C; Enum's own hashes the name, in Python, at each look at the table
 
 
 class Event(Enum):
@@ -83,6 +86,8 @@ class Event(Enum):
     """The run's scope was left while this body was half read."""
     SHUTDOWN = auto()
     """The process, or this package, ends."""
+
+    __hash__ = object.__hash__  # as above
 
 
 class EndReason(StrEnum):
@@ -334,8 +339,7 @@ MOVES: dict[tuple[State, Event], Move] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """An attempt's outcome. ``error`` is the type of the error that won; None unless the status is ``error``."""
 
     status: Status

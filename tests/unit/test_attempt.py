@@ -34,6 +34,7 @@ import otel_chatdebug as chatdebug
 from otel_chatdebug import attributes, faults, lifecycle
 from otel_chatdebug.capture import calls
 from otel_chatdebug.capture.attempt import DIGEST_SIZE, KEPT_BODY, Attempt
+from otel_chatdebug.capture.content import Content
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
 from otel_chatdebug.demo.answers import AnthropicMessages, OpenAIChat, sse
 from otel_chatdebug.pipeline.recorder import Recorder
@@ -1364,7 +1365,7 @@ FAULTS: list[tuple[Any, str, str]] = [
     (Attempt, "apply", "Attempt.apply(STREAM_HEADERS)"),
     (Attempt, "_end", "Attempt.apply(END_OF_BODY)"),
     (Attempt, "_span_attributes", "Attempt.apply(CLOSED)"),
-    (Attempt, "_content", "Attempt.records"),
+    (Content, "records", "Attempt.records"),
     (calls.Call, "left", "leaving a call"),
     (OpenAIChatReader, "assemble", "Attempt.records"),
 ]

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug import Status, configuration, faults, lifecycle
-from otel_chatdebug.capture.hooks import Hook
+from otel_chatdebug.capture import hooks
 from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor, processor_of
 from otel_chatdebug.pipeline.recorder import active
 from tests.support.recording import Model, answer, recording, stream
@@ -36,7 +36,7 @@ HOOKED = [
 
 def hooked(library: Any) -> bool:
     """Whether all of it is patched; fails where only a part is."""
-    found = {isinstance(vars(getattr(of, owner))[method], Hook) for of, owner, method in HOOKED if of is library}
+    found = {hooks.is_installed(getattr(of, owner), method) for of, owner, method in HOOKED if of is library}
     assert len(found) == 1
     return found.pop()
 

@@ -1,0 +1,139 @@
+"""What was sent and what has come, as content records: headers and bodies, redacted, and the messages in them.
+
+Made in the writer's thread, when it writes: the reading of JSON and the redaction are the costly part of recording.
+"""
+
+from __future__ import annotations
+
+import json
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_chatdebug.records import AttemptContent, ContentRank, Record
+from otel_chatdebug.wire.sse import SSEDecoder
+
+if TYPE_CHECKING:
+    from otel_chatdebug.capture.attempt import Attempt
+
+KEPT_BODY: Final = 4 * 1024 * 1024
+"""Bytes of a decoded body that are kept in memory, from its beginning. Enough for 50,000 characters of text that
+come in events of 300 bytes for each token; a body of 1 GB costs no more."""
+
+PARTIAL_INTERVAL: Final = 5_000_000_000
+"""Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
+
+HEADER_LIMIT: Final = 8 * 1024
+"""Characters of a header's value that are kept: what servers usually take of all headers together."""
+
+MOST_HEADERS: Final = 200
+"""Headers of a message that are kept."""
+
+
+class Content:
+    """The content of one attempt, from one writing to the next. Used by the writer's thread only."""
+
+    __slots__ = ("_request", "_request_body", "_request_headers", "_told_request", "_updated_us", "_written_ns")
+
+    def __init__(self) -> None:
+        self._told_request = False
+        self._request_headers: list[list[str]] | None = None
+        self._request_body: str | None = None
+        self._request: Any = None
+        self._updated_us = 0
+        self._written_ns = 0
+
+    def records(self, attempt: Attempt, *, final: bool) -> list[Record]:
+        """The records as they stand now; none when the text so far was written a moment ago."""
+        now = time_ns()
+        if not final and self._written_ns and now - self._written_ns < PARTIAL_INTERVAL:
+            return []
+        if not self._told_request:
+            self._told_request = True
+            self._read_request(attempt)
+        kept = attempt.kept()
+        if kept:
+            self._written_ns = now
+        recorder, step = attempt.recorder, attempt.step
+        headers = attempt.response_headers
+        response_body, response = self._read_response(attempt, kept, final=final)
+        self._updated_us = recorder.tick(self._updated_us)
+        rank = ContentRank.COMPLETE if final else ContentRank.PARTIAL
+        found: list[Record] = [
+            AttemptContent(
+                id=attempt.id,
+                rank=rank,
+                updated_at=self._updated_us,
+                replica_id=recorder.replica_id,
+                step_id=step.id,
+                run_id=step.run.id,
+                chat_id=step.chat_id,
+                request_headers=self._request_headers,
+                request_body=self._request_body,
+                response_headers=None if headers is None else recorder.redactor.headers(_pairs(headers)),
+                response_body=response_body,
+            )
+        ]
+        last = step.last_attempt
+        if last is not None and last.id == attempt.id:
+            found.append(step.content(rank, self._request, response))
+            if step.run.learn_first_message(self._request):
+                # With this batch: it may be the last one, and the run's own record may have been in an earlier one.
+                found.extend(step.run.records())
+        return found
+
+    def _read_request(self, attempt: Attempt) -> None:
+        redactor, request = attempt.recorder.redactor, attempt.request
+        self._request_headers = redactor.headers(_pairs(request.headers))
+        raw = _request_content(request)
+        if raw is None:
+            return
+        parsed = _load(raw)
+        if parsed is None:
+            self._request_body = redactor.body(raw, request.headers.get("content-type"))
+            return
+        self._request_body, unchanged = redactor.json_body(parsed)
+        self._request = attempt.format.normalize_request(parsed)
+        if not unchanged:
+            self._request = redactor.json_value(self._request)
+
+    def _read_response(self, attempt: Attempt, kept: bytes, *, final: bool) -> tuple[str | None, Any]:
+        """The body as it is kept in its row, and the normalised response."""
+        redactor = attempt.recorder.redactor
+        if not kept:
+            if attempt.bytes_received and not attempt.decoded:
+                coding = attempt.response_headers.get("content-encoding")
+                return f"[{attempt.bytes_received} bytes that cannot be decoded: {coding}]", None
+            return None, None
+        whole = final and len(kept) < KEPT_BODY
+        if attempt.reader is not None:
+            body = redactor.body(kept, "text/event-stream", framed=True, complete=whole)
+            # Its texts come in fragments, so they are redacted once more when they are whole.
+            return body, redactor.json_value(attempt.format.assemble(SSEDecoder().feed(kept)))
+        parsed = _load(kept) if attempt.holds_json and len(kept) < KEPT_BODY else None
+        if parsed is None:
+            content_type = attempt.response_headers.get("content-type")
+            return redactor.body(kept, content_type, complete=whole), None
+        body, unchanged = redactor.json_body(parsed)
+        response = attempt.format.normalize_response(parsed)
+        return body, response if unchanged else redactor.json_value(response)
+
+
+def _pairs(headers: Any) -> list[tuple[str, str]]:
+    return [(name[:HEADER_LIMIT], value[:HEADER_LIMIT]) for name, value in headers.multi_items()[:MOST_HEADERS]]
+
+
+def _request_content(request: Any) -> bytes | None:
+    """The body of a request, where it is there at once; None for one that is streamed (never consumed by us)."""
+    content = getattr(request, "_content", None)
+    return content if isinstance(content, bytes) else None
+
+
+def _load(raw: bytes) -> Any:
+    """The object or list that ``raw`` is, as JSON; None for anything else, and for what is too large to be parsed."""
+    if len(raw) > KEPT_BODY:
+        return None
+    try:
+        parsed = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict | list) else None
