@@ -101,7 +101,7 @@ def arm(
     global _armed
     with _lock:
         if _armed is not None:
-            # An exporter arms while the SDK is being set up; its provider is there when the instrumentors come.
+            # An exporter that is made by hand arms before its provider is the global one; the instrumentors come later.
             _armed.join()
             return _armed.recorder
         settings = settings or Settings.load()

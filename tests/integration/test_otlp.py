@@ -384,6 +384,39 @@ def test_an_application_that_knows_nothing_of_us_has_the_same_spans_and_rows(
     assert "PROMPTMARKER" not in json.dumps([run, step, attempt])
 
 
+def test_the_first_request_that_a_traced_application_serves_is_one_run(
+    provider: Provider,
+    collector: Collector,
+    jaeger: Jaeger,
+    rows: Callable[[], list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    """Its root span starts before there was a model call: by then we must follow the provider."""
+    app = """
+import sys
+import openai
+from opentelemetry import trace
+
+client = openai.OpenAI(base_url=sys.argv[1], api_key="key")
+with trace.get_tracer("app").start_as_current_span("GET /chat"):
+    for _ in range(2):
+        client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hello?"}])
+"""
+    held = Behaviour(stall_headers=True)
+    provider.script(held)
+    process = started(Start(exporter="chatdebug_otlp", instrument=True), app, provider, collector, tmp_path)
+    release_when_recorded(held, rows)
+    finish(process)
+
+    (run,) = rows()
+    root, *others = jaeger.trace(run["id"], spans=5)
+    assert root["name"] == "GET /chat"
+    assert (run["kind"], run["span_id"], run["status"]) == ("auto", root["span_id"], "completed")
+    assert run["finished_at"] == microseconds(root["end_ns"])
+    assert [len(step["attempts"]) for step in run["steps"]] == [1, 1]
+    assert sorted(span["name"] for span in others) == ["POST", "POST", "chat gpt-5-mini", "chat gpt-5-mini"]
+
+
 @pytest.mark.parametrize("exporter", ["none", "console", ""])
 def test_without_otlp_the_tables_are_written_all_the_same(
     exporter: str,

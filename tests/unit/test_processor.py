@@ -106,6 +106,23 @@ def test_a_processor_that_the_user_has_added_by_hand_is_the_one(provider: Tracer
         assert ours(provider) == [mine]
 
 
+def test_a_provider_that_comes_after_an_exporter_of_ours_is_joined_when_the_instrumentors_come(
+    provider: TracerProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the application's first root span, that is; at the first model call it would be too late."""
+    providers: list[trace.TracerProvider] = [trace.ProxyTracerProvider()]
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: providers[-1])
+    lifecycle.disarm()
+    try:
+        lifecycle.arm(Settings(), writer=Sink())
+        assert ours(provider) == []
+        providers.append(provider)
+        lifecycle.arm()
+        assert len(ours(provider)) == 1
+    finally:
+        lifecycle.disarm()
+
+
 def test_a_provider_that_nobody_has_any_more_is_freed() -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     with armed(provider):
