@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
@@ -114,6 +114,62 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NONE: Final[Mapping[str, Any]] = {}
 
 
+class StepView(Protocol):
+    """What a step's span is told of: a `StepRecord`, or the live step."""
+
+    @property
+    def status(self) -> Status: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def step_number(self) -> int: ...
+    @property
+    def operation(self) -> str | None: ...
+    @property
+    def provider(self) -> str | None: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def chat_id(self) -> str | None: ...
+    @property
+    def usage(self) -> Any: ...
+    @property
+    def error(self) -> Any: ...
+    @property
+    def metadata(self) -> Any: ...
+
+
+class AttemptView(Protocol):
+    """What an attempt's span is told of: an `AttemptRecord`, or the live attempt."""
+
+    @property
+    def status(self) -> Status: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def step_id(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def end_reason(self) -> str | None: ...
+    @property
+    def bytes_received(self) -> int: ...
+    @property
+    def events(self) -> int: ...
+    @property
+    def method(self) -> str | None: ...
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def response_status(self) -> int | None: ...
+    @property
+    def chat_id(self) -> str | None: ...
+    @property
+    def error(self) -> Any: ...
+
+
 def run_attributes(record: RunRecord) -> dict[str, Any]:
     """What a run's span says, from its record. Absent values are left out."""
     return _news(
@@ -134,7 +190,7 @@ def run_attributes(record: RunRecord) -> dict[str, Any]:
 
 
 def step_attributes(
-    record: StepRecord,
+    record: StepView,
     *,
     operation_name: str,
     attempts: int = 0,
@@ -171,7 +227,7 @@ def step_attributes(
 
 
 def attempt_attributes(
-    record: AttemptRecord, *, longest_gap: float | None = None, told: Mapping[str, Any] = _NONE
+    record: AttemptView, *, longest_gap: float | None = None, told: Mapping[str, Any] = _NONE
 ) -> dict[str, Any]:
     """What an attempt's span says, from its record.
 
@@ -350,7 +406,7 @@ def _method(method: str | None) -> dict[str, Any]:
     }
 
 
-def _error_type(record: RunRecord | StepRecord | AttemptRecord) -> str | None:
+def _error_type(record: RunRecord | StepView | AttemptView) -> str | None:
     if record.status is not Status.ERROR:
         return None
     return str((record.error or {}).get("type") or "_OTHER")

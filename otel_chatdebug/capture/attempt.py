@@ -438,7 +438,7 @@ class Attempt:
 
     def _span_attributes(self) -> dict[str, Any]:
         gap = None if self.reader is None else self.longest_gap_ns / 1e9
-        return attributes.attempt_attributes(self.record(), longest_gap=gap, told=self.told)
+        return attributes.attempt_attributes(self, longest_gap=gap, told=self.told)
 
     def run_left(self, at: int) -> None:
         """The run's scope was left. Called while folding."""
@@ -457,6 +457,18 @@ class Attempt:
             self.span = None
 
     # -- looking
+
+    @property
+    def step_id(self) -> str:
+        return self.step.id
+
+    @property
+    def run_id(self) -> str:
+        return self.step.run.id
+
+    @property
+    def chat_id(self) -> str | None:
+        return self.step.chat_id
 
     @property
     def half_read(self) -> bool:

@@ -173,6 +173,13 @@ def end_span(span: Span, given: dict[str, Any], status: Status, error: Any, end_
 class LiveRun:
     """One run of this process, until it is finished and nobody can correct it any more."""
 
+    __slots__ = (
+        "__weakref__", "_auto", "_endpoint", "_exit", "_last_outcome", "_left_ns", "_metadata", "_model", "_provider",
+        "_said", "_scope_open", "_steps", "_totals", "_updated_us", "_waiting_for", "chat_id", "error", "final",
+        "finished_ns", "first_message", "given", "id", "kind", "numbers", "queued", "recorder", "span",
+        "span_context", "span_id", "started_ns", "status", "trace_id", "watch",
+    )  # fmt: skip
+
     def __init__(
         self,
         recorder: Recorder,
@@ -394,6 +401,14 @@ class LiveRun:
 class LiveStep:
     """One logical model call of this process, until its outcome is final."""
 
+    __slots__ = (
+        "__weakref__", "_attempt_count", "_attempts", "_content_us", "_exit", "_left_ns", "_request", "_said",
+        "_said_usage", "_scope_open", "_updated_us", "assistant_message_id", "attempt_numbers", "chat_id", "error",
+        "explicit", "final", "finished_ns", "history_tip_message_id", "id", "last_attempt", "metadata", "model",
+        "number", "operation", "operation_name", "options", "provider", "queued", "recorder", "response", "run",
+        "run_hold", "span", "span_context", "span_id", "started_ns", "status", "told", "trace_id", "usage", "watch",
+    )  # fmt: skip
+
     def __init__(
         self,
         recorder: Recorder,
@@ -593,7 +608,7 @@ class LiveStep:
         if self.operation == "stream" and last is not None and last.first_byte_ns is not None:
             more = {**more, attributes.TIME_TO_FIRST_CHUNK: (last.first_byte_ns - self.started_ns) / 1e9}
         return attributes.step_attributes(
-            self.record(),
+            self,
             operation_name=self.operation_name,
             attempts=self._attempt_count,
             more=more,
@@ -601,6 +616,15 @@ class LiveStep:
         )
 
     # -- looking
+
+    @property
+    def run_id(self) -> str:
+        return self.run.id
+
+    @property
+    def step_number(self) -> int:
+        """The proposed one."""
+        return self.number
 
     @property
     def holds_run(self) -> bool:

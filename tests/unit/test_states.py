@@ -317,5 +317,6 @@ def test_the_table_knows_no_client_no_clock_and_no_thread() -> None:
     source = Path(states.__file__).read_text(encoding="utf-8")
     imported = set(re.findall(r"^(?:from|import) ([\w.]+)", source, re.MULTILINE))
     assert imported <= {
-        "__future__", "collections.abc", "dataclasses", "enum", "otel_chatdebug.records", "otel_chatdebug.status",
+        "__future__", "collections.abc", "dataclasses", "enum", "typing", "otel_chatdebug.records",
+        "otel_chatdebug.status",
     }  # fmt: skip
