@@ -226,6 +226,7 @@ def _beat() -> Beat:
         attempts = list(recorder.open_attempts.values())
         return attempts, list(recorder.open_runs), list(recorder.open_steps), list(recorder.open_attempts)
 
+    recorder.inbox.settle()
     attempts, runs, steps, ids = recorder.inbox.reading(look)
     return Beat([attempt for attempt in attempts if attempt.beat()], runs, steps, ids)
 

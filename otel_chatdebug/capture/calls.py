@@ -245,7 +245,7 @@ def _begin(
     inbox = recorder.inbox
     inbox.emit(step, ScopeEvent.ATTEMPT, started_ns, attempt)
     recorder.mark(attempt)
-    inbox.settle()
+    # Not settled here: that is done when the call is left, or by the writer's thread, whichever comes first.
     return attempt, inner
 
 

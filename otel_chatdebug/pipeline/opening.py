@@ -105,6 +105,7 @@ def start_run(
     if not child:
         _own_root(span, hold)
     recorder.inbox.emit(run, ScopeEvent.STARTED, started_ns)
+    recorder.mark(run)
     return hold, with_values(context, {RUN: hold, STEP: None, CALL: None}, span)
 
 
@@ -182,6 +183,7 @@ def _auto_run(
     )
     hold = Hold(run)
     recorder.inbox.emit(run, ScopeEvent.STARTED, started_ns)
+    recorder.mark(run)
     return hold
 
 
@@ -212,6 +214,7 @@ def _auto_run_with_span(
     hold = Hold(run)
     _own_root(span, hold)
     recorder.inbox.emit(run, ScopeEvent.STARTED, started_ns)
+    recorder.mark(run)
     return hold, context if span is None else trace.set_span_in_context(span, context)
 
 
@@ -270,4 +273,5 @@ def start_step(
         **given,
     )
     recorder.inbox.emit(step, ScopeEvent.STARTED, started_ns)
+    recorder.mark(step)
     return step

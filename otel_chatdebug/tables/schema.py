@@ -37,7 +37,6 @@ from otel_chatdebug.tables import storable
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
 class Text(TypeDecorator[str]):
@@ -73,10 +72,9 @@ class JSON(TypeDecorator[Any]):
     def process_bind_param(self, value: object, dialect: Dialect) -> Any:
         if value is None:
             return None
-        storable_value = storable.json_value(value)
         if dialect.name == "postgresql":
-            return storable_value  # JSONB encodes it
-        return _encode(storable_value)
+            return storable.json_value(value)  # JSONB encodes it
+        return storable.json_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":

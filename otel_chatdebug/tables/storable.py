@@ -6,7 +6,9 @@ beyond 64 bits; JSON knows no NaN and no infinity. What cannot be stored is repl
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -30,6 +32,22 @@ def text(value: object) -> str:
         except UnicodeEncodeError:
             value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return value
+
+
+_ODD = re.compile(r"\\u0000|\\ud[89a-f]|\d{19}")
+"""What may have to be replaced, in JSON with escapes: NUL, half a surrogate pair (or a whole one), a long integer."""
+
+
+def json_text(value: object) -> str:
+    """``value`` as JSON text that every database takes; see `json_value` for what is replaced."""
+    try:
+        # Nearly always it is storable as it is, and C finds that out; else it is made anew, item by item.
+        encoded = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        encoded = None
+    if encoded is None or _ODD.search(encoded):
+        return json.dumps(json_value(value), ensure_ascii=False, separators=(",", ":"))
+    return encoded if "\\u" not in encoded else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def json_value(value: object, depth: int = MAX_DEPTH) -> Any:

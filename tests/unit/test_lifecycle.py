@@ -94,13 +94,18 @@ def test_fifty_times_leave_no_thread_and_no_descriptor(
     assert len(rows(chatdebug_home, "attempts")) == 50
 
 
-def test_nothing_is_opened_and_no_thread_is_started_before_there_is_something_to_record(
-    home: Path, provider: TracerProvider
-) -> None:
+def test_arming_alone_opens_nothing_and_starts_no_thread(home: Path, provider: TracerProvider) -> None:
     before = set(threading.enumerate())
-    chatdebug.configure(tracer_provider=provider)
+    lifecycle.disarm()
+    lifecycle.arm(tracer_provider=provider)
     assert set(threading.enumerate()) == before
     assert list(home.iterdir()) == []
+
+
+def test_configuring_opens_the_tables_in_the_background(home: Path, provider: TracerProvider) -> None:
+    chatdebug.configure(tracer_provider=provider)
+    assert chatdebug.flush()
+    assert (home / "chatdebug.db").exists()
 
 
 def test_what_is_open_at_a_shutdown_was_interrupted_by_it(home: Path, provider: TracerProvider) -> None:

@@ -75,3 +75,29 @@ def test_an_object_that_cannot_be_shown_is_its_type() -> None:
             raise RuntimeError("no")
 
     assert storable.json_value({"key": Hostile()}) == {"key": "<Hostile>"}
+
+
+ODD = st.text(st.characters(exclude_categories=[]), max_size=8) | st.sampled_from(["\0", "\ud800", "\U0001f600", "é"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | ODD,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ODD, inner, max_size=3) | st.tuples(inner),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_the_quick_way_to_json_text_gives_what_the_thorough_one_gives(value: Any) -> None:
+    found = storable.json_text(value)
+    found.encode()
+    assert json.loads(found) == json.loads(json.dumps(storable.json_value(value)))
+
+
+@pytest.mark.parametrize("value", [{"a": 1j}, {1, 2}, [float("inf")], "\ud83d", {"n": 2**70}])
+def test_what_json_cannot_say_is_replaced_in_json_text_too(value: Any) -> None:
+    assert json.loads(storable.json_text(value)) == storable.json_value(value)
+
+
+def test_json_text_of_a_cycle_ends() -> None:
+    value: list[Any] = []
+    value.append(value)
+    assert json.loads(storable.json_text(value))
