@@ -33,8 +33,8 @@ from opentelemetry.context import get_current
 import otel_chatdebug as chatdebug
 from otel_chatdebug import attributes, faults, lifecycle
 from otel_chatdebug.capture import calls
-from otel_chatdebug.capture.attempt import DIGEST_SIZE, KEPT_BODY, Attempt
-from otel_chatdebug.capture.content import Content
+from otel_chatdebug.capture.attempt import DIGEST_SIZE, Attempt
+from otel_chatdebug.capture.content import KEPT_BODY, Content
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
 from otel_chatdebug.demo.answers import AnthropicMessages, OpenAIChat, sse
 from otel_chatdebug.pipeline.recorder import Recorder
