@@ -489,7 +489,17 @@ class Redactor:
         parsed = _parse(text)
         if parsed is _NO_JSON:
             return prefix + _no_json(text.encode("utf-8", "replace"))
-        return prefix + _dumps(self._value(parsed, 0))
+        return prefix + (text if self._is_harmless(text) else _dumps(self._value(parsed, 0)))
+
+    def _is_harmless(self, text: str) -> bool:
+        """Whether redaction would leave all of this JSON as it is, told from its text: ten times as fast as walking it.
+
+        Nearly every event of a stream is: its names are the same as those of the last event, and it has no escapes,
+        so its texts stand there as they are. A False is no statement.
+        """
+        if len(text) > _ORDINARY_EVENT or "\\" in text or text.count("{") + text.count("[") > MAX_DEPTH:
+            return False
+        return _are_harmless(tuple(_NAMES(text))) and self._text(text) == text
 
 
 _LINES = frozenset(
@@ -501,6 +511,21 @@ _LINES = frozenset(
         "application/x-jsonlines",
     }
 )
+
+_ORDINARY_EVENT = 8 * 1024
+"""Characters up to which an event is looked at for being harmless; its names are remembered, so they are bounded."""
+
+_NAMES = re.compile(r'"([^"]*+)"\s*+:').findall
+"""The names in a JSON text without escapes, at any depth. What stands in a value may be taken for a name, too."""
+_SPECIAL_NAMES = frozenset({"name", "value", "properties"})
+"""Names that may change how their neighbours are redacted."""
+
+
+@lru_cache(maxsize=1024)
+def _are_harmless(names: tuple[str, ...]) -> bool:
+    """Whether these names say nothing about the values behind them. The events of a stream have the same ones."""
+    return all(name not in _SPECIAL_NAMES and _key(name) == (_OTHER, name) for name in names)
+
 
 _TEXTUAL = ("text/", "application/xml", "application/javascript", "application/graphql", "application/problem")
 

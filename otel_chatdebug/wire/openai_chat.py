@@ -85,14 +85,16 @@ class OpenAIChat:
         facts = Facts()
         choices: dict[int, _Choice] = {}
         seen = False
-        for event, data in events:
-            self.read_event(facts, event, data)
-            for raw in items(mapping(chunk := loads(data)).get("choices")):
+        for _, data in events:
+            chunk = mapping(loads(data))
+            if not seen or self.markers.search(data):  # the others say nothing but text
+                self.read_json(facts, chunk)
+            for raw in items(chunk.get("choices")):
                 choice = mapping(raw)
                 index = choice.get("index", 0)
                 if isinstance(index, int) and 0 <= index < shapes.MAX_PARTS:
                     choices.setdefault(index, _Choice(budget)).add(choice)
-            seen = seen or "choices" in mapping(chunk)
+            seen = seen or "choices" in chunk
         if not seen:
             return None
         messages = [choices[index].message() for index in sorted(choices)]

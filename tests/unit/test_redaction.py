@@ -449,7 +449,7 @@ def test_a_stream_is_redacted_line_by_line() -> None:
         f'data: {{"api_key":"{REDACTED}","usage":{{"total_tokens":5}}}}\n\n'
         "data: [REDACTED: 19 bytes that are no valid JSON]\n\n"
         f'data: {{"a":"ö","secret":"{REDACTED}"}}\n\n'
-        f'data: {{"secret":"{REDACTED}"}}\ndata: {{"a":1}}\n\n'
+        f'data: {{"secret":"{REDACTED}"}}\ndata: {{"a": 1}}\n\n'
         f"data: text with Bearer {REDACTED}\n"
         "data: [DONE]\n\n"
     )
@@ -460,9 +460,9 @@ def test_a_stream_is_redacted_line_by_line() -> None:
 
 def test_an_unfinished_last_line_waits_for_its_rest_while_the_stream_runs() -> None:
     data = b'data: {"a": 1}\n\ndata: {"password": "hun'
-    assert redactor.body(data, None, framed=True, complete=False) == 'data: {"a":1}\n\n'
+    assert redactor.body(data, None, framed=True, complete=False) == 'data: {"a": 1}\n\n'
     assert redactor.body(data, None, framed=True) == (
-        'data: {"a":1}\n\ndata: [REDACTED: 17 bytes that are no valid JSON]'
+        'data: {"a": 1}\n\ndata: [REDACTED: 17 bytes that are no valid JSON]'
     )
     assert redactor.body(b"data: {", None, framed=True, complete=False) == ""
 
@@ -627,3 +627,43 @@ def test_a_megabyte_of_hostile_text_is_taken(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     assert isinstance(redactor.text(text), str)
     assert isinstance(redactor.body(text.encode(), "application/json"), str)
+
+
+_HARMLESS_OR_NOT = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-99, 99)
+    | st.sampled_from(
+        [
+            "Hello", "sk-proj-abc123def456", "Bearer abcdef123456", "https://u:p@h/x?key=1", "a\nb", 'say "hi"',
+            "AKIA" + "A1" * 8,
+        ]
+    ),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            [
+                "id", "choices", "delta", "content", "api_key", "api key", "token", "usage", "max_tokens", "name",
+                "value", "headers", "data", "properties", "type", "password",
+            ]
+        ),
+        inner,
+        max_size=4,
+    ),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(["id", "choices", "delta", "secret"]), _HARMLESS_OR_NOT, min_size=1, max_size=3))
+def test_an_event_that_is_taken_for_harmless_is_what_redaction_leaves_of_it(event: dict[str, Any]) -> None:
+    redactor = Redactor()
+    text = json.dumps(event)
+    found = redactor.body(f"data: {text}\n\n".encode(), "text/event-stream", framed=True)
+    assert found is not None
+    assert json.loads(found.removeprefix("data: ")) == redactor.json_value(event)
+
+
+def test_an_ordinary_event_is_taken_for_harmless() -> None:
+    event = {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}
+    assert Redactor()._is_harmless(json.dumps(event))
+    assert not Redactor()._is_harmless(json.dumps({**event, "api_key": "x"}))
