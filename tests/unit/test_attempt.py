@@ -37,6 +37,7 @@ from otel_chatdebug.capture.attempt import DIGEST_SIZE, Attempt
 from otel_chatdebug.capture.content import KEPT_BODY, Content
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
 from otel_chatdebug.demo.answers import AnthropicMessages, OpenAIChat, sse
+from otel_chatdebug.pipeline import inbox as inboxes
 from otel_chatdebug.pipeline.recorder import Recorder
 from otel_chatdebug.records import AttemptContent, AttemptRank
 from otel_chatdebug.redaction import Redactor
@@ -1163,7 +1164,8 @@ def test_a_stream_that_is_read_before_its_headers_are_folded_loses_nothing(recor
             return twin.library.Response(200, headers={"content-type": SSE}, stream=body)
 
         try:
-            await twin.read(await twin.open(twin.client(respond)))
+            # Not asked for as a stream: its type alone says that it is one.
+            await twin.read(await twin.open(twin.client(respond), stream=False))
         finally:
             inbox._turn.release()
 
@@ -1199,7 +1201,7 @@ def test_reading_in_one_thread_while_another_closes_neither_deadlocks_nor_loses_
                         if number == wait_for:
                             begun.set()
 
-            reader = threading.Thread(target=read)
+            reader = threading.Thread(target=read, daemon=True)
             reader.start()
             assert begun.wait(PATIENCE)
             with pytest.raises(library.CloseError):
@@ -1266,6 +1268,7 @@ def test_a_collection_in_the_middle_of_any_locked_section_deadlocks_nobody() -> 
             return locks[-1]
 
         inbox = recorded.recorder.inbox
+        monkeypatch.setattr(inboxes, "ANSWER_TIMEOUT", -1)  # whoever waits for a turn in vain waits for good
         monkeypatch.setattr(inbox, "_turn", lock())
         monkeypatch.setattr(inbox, "_starting", lock())
         monkeypatch.setattr(faults, "_lock", lock())
@@ -1300,9 +1303,9 @@ def test_a_collection_in_the_middle_of_any_locked_section_deadlocks_nobody() -> 
             drop_prepared.append(things.clear)
         gc.disable()
         try:
-            thread = threading.Thread(target=work)
+            thread = threading.Thread(target=work, daemon=True)  # a deadlock fails the test, not the session
             thread.start()
-            thread.join(6 * PATIENCE)
+            thread.join(3 * PATIENCE)
             assert not thread.is_alive(), "deadlock"
         finally:
             gc.enable()
