@@ -11,7 +11,7 @@
 
 Nothing here raises; what fails on its own is redacted whole. Every pattern takes linear time, whatever the text. All
 functions are pure; any thread. What cannot be found: a secret of no known format in the middle of a message, and one
-that a model says in several chunks of a stream.
+that a model says in several chunks of a stream whose format is not known.
 """
 
 from __future__ import annotations
@@ -204,6 +204,12 @@ _NAMED_BLOB = re.compile(r"[A-Za-z0-9+/_-]+={0,2}").fullmatch
 _SCHEMA_MARKS = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "description"})
 _SCHEMA_VALUES = frozenset({"default", "const", "example", "examples", "enum"})
 
+_FRAGMENTS = frozenset({"delta", "choices", "logprobs"})
+"""Where the events of a stream have pieces of texts: Anthropic and OpenAI's responses, its chats and completions."""
+
+_NO_FRAGMENTS = frozenset({"type", "role", "id", "name", "finish_reason", "stop_reason", "model"})
+"""Names of texts beside them that come in one piece."""
+
 _OTHER, _SECRET, _TOKEN, _HEADERS, _BLOB = range(5)
 
 
@@ -278,14 +284,16 @@ class Redactor:
         limit: int = 50_000,
         framed: bool = False,
         complete: bool = True,
+        fragments: bool = True,
     ) -> str | None:
         """A body as a text of at most ``limit`` bytes of UTF-8; None where there is none.
 
         ``framed``: it is a stream of lines (SSE, NDJSON), which are redacted one by one. ``complete``: no more will
-        come; else an unfinished last line is left out for now.
+        come; else an unfinished last line is left out for now. ``fragments``: False leaves out what the model says in
+        pieces, because there is a secret in the whole, which no piece shows by itself.
         """
         try:
-            return self._body(data, content_type, limit, framed, complete) if data else None
+            return self._body(data, content_type, limit, framed, complete, fragments) if data else None
         except Exception:
             return f"[REDACTED: {len(data)} bytes]"
 
@@ -429,11 +437,13 @@ class Redactor:
 
     # --- bodies
 
-    def _body(self, data: bytes, content_type: str | None, limit: int, framed: bool, complete: bool) -> str:
+    def _body(
+        self, data: bytes, content_type: str | None, limit: int, framed: bool, complete: bool, fragments: bool
+    ) -> str:
         media_type = (content_type or "").partition(";")[0].strip().lower()
         start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         if framed or media_type in _LINES:
-            return _cut(*self._lines(data, limit, complete), limit)
+            return _cut(*self._lines(data, limit, complete, fragments), limit)
         is_json = media_type.endswith(("/json", "+json"))
         if is_json or start in (b"{", b"["):
             if (text := self._json(data)) is not None:
@@ -450,7 +460,7 @@ class Redactor:
         parsed = _parse(_decode(data))
         return None if parsed is _NO_JSON else _dumps(self._value(parsed, 0))
 
-    def _lines(self, data: bytes, limit: int, complete: bool) -> tuple[str, int]:
+    def _lines(self, data: bytes, limit: int, complete: bool, fragments: bool) -> tuple[str, int]:
         """The lines, redacted, until they are longer than ``limit``; and how many bytes were not looked at."""
         if data.lstrip()[:1] in (b"{", b"[") and (text := self._json(data)) is not None:
             return text, 0  # an error body where a stream was expected, or a stream of one line
@@ -466,7 +476,7 @@ class Redactor:
             if lines[at].startswith("data:"):
                 while end < len(lines) and lines[end].startswith("data:"):
                     end += 1
-            for line in self._group(lines[at:end]):
+            for line in self._group(lines[at:end], fragments):
                 result.append(line)
                 size += len(line) + 1
             at = end
@@ -474,21 +484,23 @@ class Redactor:
         text = "\n".join(result)
         return text + "\n" if result and (at < len(lines) or not (complete and last)) else text, unseen
 
-    def _group(self, lines: list[str]) -> list[str]:
+    def _group(self, lines: list[str], fragments: bool) -> list[str]:
         """Neighbouring ``data:`` lines are one payload, which may be one JSON or (without blank lines) several."""
         if not lines[0].startswith("data:"):
-            return [self._line(lines[0], "")]
+            return [self._line(lines[0], "", fragments)]
         payloads = [line[5:].removeprefix(" ") for line in lines]
         if len(payloads) > 1 and any(_looks_like_json(text) and _parse(text) is _NO_JSON for text in payloads):
-            return [self._line("\n".join(payloads), "data: ")]
-        return [self._line(payload, "data: ") for payload in payloads]
+            return [self._line("\n".join(payloads), "data: ", fragments)]
+        return [self._line(payload, "data: ", fragments) for payload in payloads]
 
-    def _line(self, text: str, prefix: str) -> str:
+    def _line(self, text: str, prefix: str, fragments: bool) -> str:
         if not _looks_like_json(text):
             return prefix + self._text(text)
         parsed = _parse(text)
         if parsed is _NO_JSON:
             return prefix + _no_json(text.encode("utf-8", "replace"))
+        if not fragments:
+            return prefix + _dumps(_without_fragments(self._value(parsed, 0)))
         return prefix + (text if self._is_harmless(text) else _dumps(self._value(parsed, 0)))
 
     def _is_harmless(self, text: str) -> bool:
@@ -618,6 +630,20 @@ def _is_about_tokens(siblings: Mapping[Any, Any], value: Any) -> bool:
     if isinstance(value, int | float | Mapping) or "logprob" in siblings or "token_logprobs" in siblings:
         return True
     return isinstance(value, list) and all(isinstance(item, int | float) for item in value)
+
+
+def _without_fragments(value: Any, within: bool = False) -> Any:
+    """A redacted event without the pieces of texts in it; what kind of event it is, and of what, stays."""
+    if isinstance(value, dict):
+        return {
+            name: item
+            if name in _NO_FRAGMENTS and not isinstance(item, dict | list)
+            else _without_fragments(item, within or name in _FRAGMENTS)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_fragments(item, within) for item in value]
+    return REDACTED if within and isinstance(value, str) and value else value
 
 
 def _names_a_secret(value: Mapping[Any, Any]) -> bool:

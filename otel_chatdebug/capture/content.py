@@ -106,9 +106,13 @@ class Content:
             return None, None
         whole = final and len(kept) < KEPT_BODY
         if attempt.reader is not None:
-            body = redactor.body(kept, "text/event-stream", framed=True, complete=whole)
-            # Its texts come in fragments, so they are redacted once more when they are whole.
-            return body, redactor.json_value(attempt.format.assemble(SSEDecoder().feed(kept)))
+            # Its texts come in fragments, so they are redacted when they are whole; and what there had to be taken out
+            # of them must not be read in the fragments either.
+            response = attempt.format.assemble(SSEDecoder().feed(kept))
+            redacted = redactor.json_value(response)
+            harmless = redacted == response
+            body = redactor.body(kept, "text/event-stream", framed=True, complete=whole, fragments=harmless)
+            return body, redacted
         parsed = _load(kept) if attempt.holds_json and len(kept) < KEPT_BODY else None
         if parsed is None:
             content_type = attempt.response_headers.get("content-type")

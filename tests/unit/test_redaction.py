@@ -667,3 +667,25 @@ def test_an_ordinary_event_is_taken_for_harmless() -> None:
     event = {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}
     assert Redactor()._is_harmless(json.dumps(event))
     assert not Redactor()._is_harmless(json.dumps({**event, "api_key": "x"}))
+
+
+def test_pieces_of_a_text_with_a_secret_are_left_out() -> None:
+    """Where the whole has a secret, no event shows a piece of it; its kind, its ids and its counts stay."""
+    events = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "tool_calls": [
+            {"id": "call_1", "function": {"name": "log_in", "arguments": "{\"pass"}}]}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"content": "hunter2"}, "finish_reason": "stop"}], "usage": {"n": 3}},
+        {"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": "hunter2"}},
+        {"type": "response.output_text.delta", "item_id": "msg_1", "delta": "hunter2",
+            "logprobs": [{"token": "hunter2", "logprob": -0.5}]},
+    ]  # fmt: skip
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+    def shown(**options: bool) -> str:
+        return Redactor().body(stream.encode(), "text/event-stream", framed=True, **options) or ""
+
+    assert shown().count("hunter2") == 4
+    assert "hunter2" not in shown(fragments=False)
+    assert "pass" not in shown(fragments=False)
+    for kept in ("assistant", "call_1", "log_in", '"n":3', "input_json_delta", "msg_1", '"stop"', "[DONE]"):
+        assert kept in shown(fragments=False)
