@@ -91,8 +91,8 @@ class Source(Protocol):
     final: bool
     """Nothing will follow: dropped last when the queue is full."""
     queued: bool
-    """Set by the producer just before `Writer.put`; taken back by the writer just before it calls `records`, or when
-    it drops the source. A producer need not put what is queued already."""
+    """Set by the producer just before `Writer.put`, and by the writer for what a beat brings; taken back by the writer
+    just before it calls `records`, or when it drops the source. A producer need not put what is queued already."""
 
     def records(self) -> Sequence[Record]:
         """The state as it is now. Called by the writer's thread; may be slow (redaction); may raise."""
@@ -544,7 +544,9 @@ class Writer:
             logger.debug("otel_chatdebug: the beat failed", exc_info=True)
             return
         for source in self._alive.sources:
-            self._take(source)
+            if not source.queued:  # else it waits already: while the database is away, beat after beat
+                source.queued = True
+                self._take(source)
 
     def _write(self, engine: Engine) -> None:
         """Writes one batch, and the heartbeats. Raises where the database is in trouble; then it goes on later."""

@@ -33,9 +33,15 @@ SOON = 10.0
 class Live:
     """A source: its records, or what raises instead."""
 
-    def __init__(self, *records: Record, final: bool = False, before: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        *records: Record,
+        final: bool = False,
+        queued: bool = True,
+        before: Callable[[], object] = lambda: None,
+    ) -> None:
         self.final = final
-        self.queued = True
+        self.queued = queued
         self.told = records
         self.before = before
 
@@ -242,7 +248,7 @@ def test_a_beat_writes_what_has_moved_and_the_heartbeats(make: Callable[..., Wri
 
     def beat() -> Beat:
         moved = attempt_record(updated_at=NOW + next(beats), bytes_received=77)
-        return Beat([Live(moved)], runs=["run", "nobody"], steps=["step"], attempts=["attempt"])
+        return Beat([Live(moved, queued=False)], runs=["run", "nobody"], steps=["step"], attempts=["attempt"])
 
     writer = make(heartbeat_interval=0.01, beat=beat)
     writer.put(Live(run_record(), step_record(), attempt_record()))
@@ -259,6 +265,29 @@ def test_a_beat_writes_what_has_moved_and_the_heartbeats(make: Callable[..., Wri
     assert run()["updated_at"] == first["updated_at"]
     engine.dispose()
     assert ids(path) == ["run"]
+
+
+@pytest.mark.usefixtures("fast_backoff")
+def test_what_moves_while_nothing_can_be_written_waits_once(make: Callable[..., Writer], path: Path) -> None:
+    """However many beats come meanwhile: else they would push out what has ended, and be counted as lost."""
+    came = threading.Semaphore(0)
+    stream = Live(run_record("stream"), queued=False)
+
+    def beat() -> Beat:
+        came.release()
+        return Beat([stream])
+
+    writer = make(heartbeat_interval=0.001, beat=beat)
+    writer.put(Live(run_record("first")))
+    assert writer.flush(SOON)
+    other = locked(path)
+    for _ in range(50):
+        assert came.acquire(timeout=SOON)
+    assert writer.stats.queue_length <= 1
+    other.close()
+    assert writer.flush(SOON)
+    wait_for(lambda: ids(path) == ["first", "stream"])
+    assert writer.stats.dropped == 0
 
 
 def test_beats_come_in_steady_traffic_too(make: Callable[..., Writer]) -> None:
