@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from dataclasses import fields
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from otel_chatdebug.cli.common import cannot_be_used, console, database_option, sentences, settings
+from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.version import __version__
 
@@ -118,7 +118,9 @@ def _shown(name: str, value: Any) -> str:
         return ", ".join(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return re.sub(r"//[^/@]*@", "//***@", str(value))  # a password in an endpoint
+    if name == "otlp_endpoint":
+        return Redactor().url(value)
+    return str(value)
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -8,12 +8,16 @@ from otel_chatdebug.cli.common import console, database_option, open_database, p
 from otel_chatdebug.status import Status
 
 DEFAULT_LIMIT = 20
+MOST = 2**31 - 1
+"""More than one can have, and no database refuses it."""
 
 
 @click.command()
 @click.option("--chat", "chat_id", metavar="ID", help="Only runs of this chat.")
 @click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only runs with this status.")
-@click.option("--limit", type=click.IntRange(min=1), default=DEFAULT_LIMIT, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), default=DEFAULT_LIMIT, show_default=True, help="At most so many."
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output: a list of runs.")
 @database_option
 def runs(chat_id: str | None, status: str | None, limit: int, as_json: bool) -> None:

@@ -148,6 +148,9 @@ class TestRuns:
         assert [run["id"] for run in json.loads(invoke("runs", "--json", *choice).stdout)] == [OTHER]
         assert RUN[:8] not in invoke("runs", *choice).output
 
+    def test_a_limit_that_no_database_takes_is_refused_in_a_sentence(self, filled: str) -> None:
+        assert "is not in the range" in invoke("runs", "--limit", "9" * 30, status=2).stderr
+
     def test_a_limit_says_that_there_may_be_more(self, filled: str) -> None:
         assert "The newest 1; --limit shows more." in invoke("runs", "--limit", "1").output
 
@@ -220,10 +223,15 @@ class TestInfo:
             assert default.replace("`", "") in output
 
     def test_says_which_settings_are_in_force(self, filled: str) -> None:
-        output = invoke("info", OTEL_CHATDEBUG_STALE_AFTER="30", OTEL_EXPORTER_OTLP_ENDPOINT="http://u:pw@host").output
+        output = invoke("info", OTEL_CHATDEBUG_STALE_AFTER="30", OTEL_EXPORTER_OTLP_ENDPOINT="http://host:4318").output
         assert re.search(r"STALE_AFTER +30.0 +300.0", output)
-        assert "http://***@host" in output
-        assert "pw" not in output
+        assert "http://host:4318" in output
+
+    @pytest.mark.parametrize("endpoint", ["http://u:hush@host:4318", "http://u:hush@hush@host:4318/v1?key=hush"])
+    def test_the_secrets_of_an_endpoint_are_not_shown(self, filled: str, endpoint: str) -> None:
+        output = invoke("info", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint).output
+        assert "http://[REDACTED]@host:4318" in output
+        assert "hush" not in output
 
     def test_without_a_database_it_says_so_and_that_is_no_error(self, url: str) -> None:
         assert "There is no database" in invoke("info").output
