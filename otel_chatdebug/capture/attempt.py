@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
+from threading import get_ident
 from time import time_ns
 from typing import Any
 
@@ -65,6 +66,7 @@ class Attempt:
         "_content_length",
         "_decoder",
         "_digest_at",
+        "_digester",
         "_digesting",
         "_kept",
         "_may_be_framed",
@@ -168,6 +170,8 @@ class Attempt:
         self.watch: object = None
         self._digest_at = DIGEST_SIZE
         self._digesting = threading.Lock()
+        self._digester = 0
+        """The thread that digests, 0 when none does."""
         self._kept = bytearray()
         self._decoder: encoding.Decoder | None = None
         self.decoded = True
@@ -265,8 +269,12 @@ class Attempt:
 
     def digest(self, *, wait: bool) -> None:
         """Looks into the chunks that have come. Without ``wait`` not at all when another thread is at it."""
+        me = get_ident()
+        if self._digester == me:  # a signal handler (that shuts down, say) or a finalizer, in the middle of it
+            return
         if not self._digesting.acquire(blocking=wait):
             return
+        self._digester = me
         try:
             self._digest_at = self.bytes_received + DIGEST_SIZE
             pending = self.pending
@@ -285,6 +293,7 @@ class Attempt:
         except Exception:
             self.recorder.inbox.fault("Attempt.digest")
         finally:
+            self._digester = 0
             self._digesting.release()
 
     def _look_into(self, data: bytes) -> None:
@@ -535,6 +544,5 @@ class Attempt:
         return found
 
     def kept(self) -> bytes:
-        """The decoded body so far, its first `KEPT_BODY` bytes."""
-        with self._digesting:
-            return bytes(self._kept)
+        """The decoded body so far, its first `KEPT_BODY` bytes. Does not wait for who digests: copying is atomic."""
+        return bytes(self._kept)
