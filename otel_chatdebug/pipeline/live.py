@@ -95,14 +95,23 @@ def _abandoned(recorder: Recorder, live: LiveRun | LiveStep, _: object) -> None:
 class LocalRoot:
     """The local root span of this process above a span, as our span processor saw it."""
 
-    __slots__ = ("__weakref__", "_own", "context", "hold", "parentless")
+    __slots__ = ("__weakref__", "_hold", "_own", "context", "parentless")
 
     def __init__(self, context: SpanContext, parentless: bool) -> None:
         self.context = context
         self.parentless = parentless
-        self.hold: Hold | None = None
-        """Of the auto run that lasts as long as this span; whoever has the span has the run."""
+        self._hold: list[Hold] = []
         self._own: weakref.ref[Hold] | None = None
+
+    @property
+    def hold(self) -> Hold | None:
+        """Of the auto run that lasts as long as this span; whoever has the span has the run."""
+        return self._hold[0] if self._hold else None
+
+    def claim(self, hold: Hold) -> Hold:
+        """Gives this span the auto run of ``hold``, or returns the one that another thread was quicker to give it."""
+        self._hold.append(hold)  # atomic; the first one counts
+        return self._hold[0]
 
     def belongs_to(self, hold: Hold) -> None:
         """This is the span of a run of ours. The run has its span, so the span must not have the run's hold."""

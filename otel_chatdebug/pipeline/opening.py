@@ -153,24 +153,36 @@ def run_of_call(recorder: Recorder, context: Context, started_ns: int) -> tuple[
         live = found.live
         if isinstance(live, LiveRun) and live.recorder is recorder and not live.over:
             return found, context
+    if found is not None:  # its first auto run is over (the root span has ended): the id is taken
+        return _auto_run(recorder, root.context.trace_id, random.getrandbits(64), started_ns, scoped=False), context
     return _auto_run_of_root(recorder, root, started_ns), context
 
 
 def _auto_run_of_root(recorder: Recorder, root: LocalRoot, started_ns: int) -> Hold:
-    again = root.run is not None
     trace_id, span_id = root.context.trace_id, root.context.span_id
-    if again:  # its first auto run is over (the root span has ended): the id is taken
-        return _auto_run(recorder, trace_id, random.getrandbits(64), started_ns, scoped=False)
     run_id = f"{trace_id:032x}" if root.parentless else None
-    root.hold = _auto_run(recorder, trace_id, span_id, started_ns, scoped=True, run_id=run_id)
-    recorder.auto_roots[span_id] = root
-    return root.hold
+    mine = _new_auto_run(recorder, trace_id, span_id, started_ns, scoped=True, run_id=run_id)
+    hold = root.claim(mine)
+    if hold is mine:
+        _told(recorder, mine)
+        recorder.auto_roots[span_id] = root
+    else:  # another call below the same span began at the same time; nobody has heard of our run
+        mine.live.final = True
+    return hold
 
 
 def _auto_run(
     recorder: Recorder, trace_id: int, span_id: int, started_ns: int, *, scoped: bool, run_id: str | None = None
 ) -> Hold:
-    """An auto run that adds no span: its local root span is its span."""
+    hold = _new_auto_run(recorder, trace_id, span_id, started_ns, scoped=scoped, run_id=run_id)
+    _told(recorder, hold)
+    return hold
+
+
+def _new_auto_run(
+    recorder: Recorder, trace_id: int, span_id: int, started_ns: int, *, scoped: bool, run_id: str | None = None
+) -> Hold:
+    """An auto run that adds no span: its local root span is its span. Nobody is told yet."""
     run = LiveRun(
         recorder,
         id=run_id or attributes.local_run_id(trace_id, span_id),
@@ -181,10 +193,12 @@ def _auto_run(
         started_ns=started_ns,
         scoped=scoped,
     )
-    hold = Hold(run)
-    recorder.inbox.emit(run, ScopeEvent.STARTED, started_ns)
-    recorder.mark(run)
-    return hold
+    return Hold(run)
+
+
+def _told(recorder: Recorder, hold: Hold) -> None:
+    recorder.inbox.emit(hold.live, ScopeEvent.STARTED, hold.live.started_ns)
+    recorder.mark(hold.live)
 
 
 def _auto_run_with_span(
