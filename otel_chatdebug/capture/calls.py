@@ -92,7 +92,18 @@ class Within:
 class Call:
     """One call of an SDK, or one ``send`` of a bare client."""
 
-    __slots__ = ("attempts", "body", "context", "is_model_call", "provider", "recorder", "sdk", "started_ns", "step")
+    __slots__ = (
+        "attempts",
+        "body",
+        "client",
+        "context",
+        "is_model_call",
+        "provider",
+        "recorder",
+        "sdk",
+        "started_ns",
+        "step",
+    )
 
     def __init__(
         self,
@@ -100,12 +111,15 @@ class Call:
         context: Context,
         *,
         sdk: bool,
+        client: Any = None,
         provider: str | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> None:
         self.recorder = recorder
         self.context = context
         self.sdk = sdk
+        self.client = client
+        """The httpx client that sends its requests. What another one sends meanwhile (for a token, say) is not its."""
         self.provider = provider
         self.body = body
         """The request as the SDK has it, before it becomes JSON."""
@@ -127,6 +141,7 @@ class Call:
         for attempt in self.attempts:
             attempt.in_call = False
             attempt.own_call = None  # which has its attempts
+        self.client = None  # a task that was started meanwhile may keep the context, and so this call, for long
         if self.step is not None:
             recorder.inbox.emit(self.step, ScopeEvent.LEFT, time_ns(), exit_)
         if isinstance(exc, GeneratorExit):  # a dropped coroutine: perhaps the garbage collector is at work
@@ -156,10 +171,11 @@ def is_model_path(recorder: Recorder, method: str, path: str) -> bool:
     return method == "POST" and model_path_pattern(recorder.settings.model_paths).search(path) is not None
 
 
-def begin_attempt(request: Any) -> tuple[Attempt, Context] | None:
+def begin_attempt(client: Any, request: Any) -> tuple[Attempt, Context] | None:
     """The attempt that ``request`` is, and the context in which to send it; None when it is none of ours.
 
-    ``request`` is a request of either library. Its headers get the trace context, as the stock instrumentation does.
+    ``client`` sends it; both are of either library. The request's headers get the trace context, as the stock
+    instrumentation does.
     """
     recorder = active()
     if recorder is None or recorder.closed:
@@ -182,7 +198,7 @@ def begin_attempt(request: Any) -> tuple[Attempt, Context] | None:
     if not isinstance(scope, StepScope) or scope.hold.live.recorder is not recorder:
         scope = None
     if not (
-        (call is not None and call.is_model_call)
+        (call is not None and call.is_model_call and call.client is client)
         or is_model_path(recorder, method, path)
         or (scope is not None and scope.capture == "all")
     ):

@@ -17,8 +17,8 @@ from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.opening import CALL, with_values
 
 Arguments: TypeAlias = tuple[Any, ...]
-Opener: TypeAlias = Callable[[Arguments, dict[str, Any]], Call | None]
-"""Takes the arguments of the wrapped method, without ``self``; None: this call is none of ours."""
+Opener: TypeAlias = Callable[[Any, Arguments, dict[str, Any]], Call | None]
+"""Takes ``self`` and the other arguments of the wrapped method; None: this call is none of ours."""
 Wrapper: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes the new method from the original one."""
 
@@ -63,7 +63,7 @@ def around_call(opener: Opener, wrapped: Callable[..., Any]) -> Callable[..., An
     """A sync method that is a call (of an SDK, or a ``send``)."""
 
     def call_method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        call = _open(opener, args, kwargs)
+        call = _open(opener, self, args, kwargs)
         if call is None:
             return wrapped(self, *args, **kwargs)
         token = attach(with_values(call.context, {CALL: call}))
@@ -84,7 +84,7 @@ def around_async_call(opener: Opener, wrapped: Callable[..., Any]) -> Callable[.
     """Its async twin. Nothing begins before the coroutine is awaited."""
 
     async def call_method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        call = _open(opener, args, kwargs)
+        call = _open(opener, self, args, kwargs)
         if call is None:
             return await wrapped(self, *args, **kwargs)
         token = attach(with_values(call.context, {CALL: call}))
@@ -101,9 +101,9 @@ def around_async_call(opener: Opener, wrapped: Callable[..., Any]) -> Callable[.
     return call_method
 
 
-def _open(opener: Opener, args: Arguments, kwargs: dict[str, Any]) -> Call | None:
+def _open(opener: Opener, owner: Any, args: Arguments, kwargs: dict[str, Any]) -> Call | None:
     try:
-        return opener(args, kwargs)
+        return opener(owner, args, kwargs)
     except Exception:
         fault("opening a call")
         return None

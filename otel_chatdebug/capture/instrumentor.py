@@ -33,7 +33,7 @@ from otel_chatdebug.pipeline.recorder import active
 logger = logging.getLogger("otel_chatdebug")
 
 
-def _open_send(args: hooks.Arguments, kwargs: dict[str, Any]) -> Call | None:
+def _open_send(client: Any, args: hooks.Arguments, kwargs: dict[str, Any]) -> Call | None:
     """A call around one ``send``, where no other call is under way; it makes a step when it turns out a model's."""
     recorder = active()
     if recorder is None or recorder.closed:
@@ -41,12 +41,12 @@ def _open_send(args: hooks.Arguments, kwargs: dict[str, Any]) -> Call | None:
     context = get_current()
     if isinstance(context.get(CALL), Call) or calls.suppressed(context):
         return None
-    return Call(recorder, context, sdk=False)
+    return Call(recorder, context, sdk=False, client=client)
 
 
-def _begin(args: hooks.Arguments, kwargs: dict[str, Any]) -> tuple[Attempt, Context] | None:
+def _begin(client: Any, args: hooks.Arguments, kwargs: dict[str, Any]) -> tuple[Attempt, Context] | None:
     try:
-        return calls.begin_attempt(args[0] if args else kwargs["request"])
+        return calls.begin_attempt(client, args[0] if args else kwargs["request"])
     except Exception:
         fault("beginning an attempt")
         return None
@@ -77,7 +77,7 @@ def _single_request(library: ModuleType, wrapped: Callable[..., Any]) -> Callabl
     sync_body, _ = body_classes(library)
 
     def send_single_request(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        begun = _begin(args, kwargs)
+        begun = _begin(self, args, kwargs)
         if begun is None:
             return wrapped(self, *args, **kwargs)
         attempt, context = begun
@@ -99,7 +99,7 @@ def _async_single_request(library: ModuleType, wrapped: Callable[..., Any]) -> C
     _, async_body = body_classes(library)
 
     async def send_single_request(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        begun = _begin(args, kwargs)
+        begun = _begin(self, args, kwargs)
         if begun is None:
             return await wrapped(self, *args, **kwargs)
         attempt, context = begun

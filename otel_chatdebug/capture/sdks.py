@@ -47,7 +47,7 @@ _watched: set[str] = set()
 
 
 def _opener(provider: str) -> hooks.Opener:
-    def open_call(args: hooks.Arguments, kwargs: dict[str, Any]) -> Call | None:
+    def open_call(sdk: Any, args: hooks.Arguments, kwargs: dict[str, Any]) -> Call | None:
         recorder = active()
         if recorder is None or recorder.closed:
             return None
@@ -65,6 +65,7 @@ def _opener(provider: str) -> hooks.Opener:
             recorder,
             context,
             sdk=True,
+            client=getattr(sdk, "_client", None),
             provider=provider,
             body=body if isinstance(body, Mapping) else None,
         )
