@@ -171,18 +171,13 @@ _SECRET_ENDINGS = (
     "authkey",
     "sharedkey",
     "secret",
-    "secrets",
     "password",
     "passwd",
     "passphrase",
     "passcode",
-    "token",
-    "tokens",
     "authorization",
     "credential",
-    "credentials",
     "cookie",
-    "cookies",
     "jwt",
     "connectionstring",
 )
@@ -220,11 +215,12 @@ _SEPARATORS = str.maketrans("", "", "-_. ")
 def _look_up(name: str) -> tuple[int, str]:
     """What a key's name says of its value, and the name as it may be shown."""
     plain = name[-_MAX_NAME:].lower().translate(_SEPARATORS)
+    stem = plain.rstrip("0123456789").removesuffix("s")  # "password2", "api_keys"
     if plain in _HARMLESS_NAMES:
         kind = _OTHER
-    elif plain.endswith(("token", "tokens")):
+    elif stem.endswith("token"):
         kind = _TOKEN
-    elif plain in _SECRET_NAMES or plain.endswith(_SECRET_ENDINGS):
+    elif plain in _SECRET_NAMES or stem.endswith(_SECRET_ENDINGS):
         kind = _SECRET
     elif plain in _HEADERS_NAMES:
         kind = _HEADERS
@@ -406,6 +402,8 @@ class Redactor:
                 result[shown] = self._value(schema, depth + 1)
             elif kind == _TOKEN and _is_about_tokens(value, item):
                 result[shown] = self._value(item, depth + 1)
+            elif kind == _TOKEN and isinstance(item, Mapping):
+                result[shown] = _texts_hidden(self._value(item, depth + 1))
             else:
                 result[shown] = _hidden(item)
         return result
@@ -624,11 +622,22 @@ def _hidden(value: Any) -> Any:
     return value if value is None or value == "" or isinstance(value, bool) else REDACTED
 
 
+def _texts_hidden(value: Any) -> Any:
+    """Details of a token: their counts stay, at any depth, and no text."""
+    if isinstance(value, dict):
+        return {name: _texts_hidden(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_texts_hidden(item) for item in value]
+    return _hidden(value) if isinstance(value, str) else value
+
+
 def _is_about_tokens(siblings: Mapping[Any, Any], value: Any) -> bool:
-    """Whether a value under a name like ``max_tokens`` is no secret: a count, details of counts, or a model's token
-    with its probability beside it."""
-    if isinstance(value, int | float | Mapping) or "logprob" in siblings or "token_logprobs" in siblings:
+    """Whether a value under a name like ``max_tokens`` is no secret: a count, or a model's token with its probability
+    beside it."""
+    if isinstance(value, int | float) or "logprob" in siblings or "token_logprobs" in siblings:
         return True
+    if isinstance(value, Mapping):
+        return "logprob" in value
     return isinstance(value, list) and all(isinstance(item, int | float) for item in value)
 
 
@@ -650,5 +659,5 @@ def _names_a_secret(value: Mapping[Any, Any]) -> bool:
     """``{"name": "API_KEY", "value": "..."}``: the name of the secret is a value itself."""
     if "value" not in value:
         return False
-    names = (value.get("name"), value.get("key"))
+    names = (value.get("name"), value.get("key"), value.get("field"), value.get("id"))
     return any(isinstance(name, str) and _key(name)[0] in (_SECRET, _TOKEN) for name in names)

@@ -689,3 +689,27 @@ def test_pieces_of_a_text_with_a_secret_are_left_out() -> None:
     assert "pass" not in shown(fragments=False)
     for kept in ("assistant", "call_1", "log_in", '"n":3', "input_json_delta", "msg_1", '"stop"', "[DONE]"):
         assert kept in shown(fragments=False)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"token": {"value": "hunter2"}},
+        {"tokens": {"access": "hunter2", "more": [{"refresh": "hunter2"}]}},
+        {"api_keys": ["hunter2"]},
+        {"passwords": {"db": "hunter2"}},
+        {"password1": "hunter2"},
+        {"api_key_2": "hunter2"},
+        {"field": "password", "value": "hunter2"},
+        {"id": "api_key", "value": "hunter2"},
+    ],
+    ids=json.dumps,
+)
+def test_secrets_that_are_named_in_other_ways(value: dict[str, Any]) -> None:
+    """Several of them, numbered ones, those of an object, and a form's fields that are named by a value."""
+    assert "hunter2" not in json.dumps(redactor.json_value(value))
+
+
+def test_details_of_token_counts_stay() -> None:
+    counts = {"tokens": {"input": 3, "output": {"text": 4, "cached": None}}, "token": {"text": "Hi", "logprob": -0.1}}
+    assert redactor.json_value(counts) == counts
