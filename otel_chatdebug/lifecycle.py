@@ -167,11 +167,12 @@ def disarm(timeout: float = SHUTDOWN_SECONDS) -> bool:
     if armed is None:
         return True
     recorder = armed.recorder
-    _end_what_is_open(recorder)
-    done = recorder.inbox.stop(max(0.0, deadline - time.monotonic()))
+    _end_what_is_open(recorder, deadline)
     recorder.closed = True
-    # The tables first: they are why we are here, and OTLP may wait for a collector that is gone.
-    done = armed.writer.close(max(0.1, deadline - time.monotonic())) and done
+    # The tables first: they are why we are here. Meanwhile the inbox's thread ends the spans, which is user code: an
+    # exporter may wait for a collector that is gone.
+    done = armed.writer.close(max(0.1, deadline - time.monotonic()))
+    done = recorder.inbox.stop(max(0.1, deadline - time.monotonic())) and done
     if armed.processor is not None:
         _within(max(0.1, deadline - time.monotonic()), armed.processor.disarm)
     return done
@@ -186,15 +187,15 @@ def flush(timeout: float = SHUTDOWN_SECONDS) -> bool:
     return bool(armed.writer.flush(timeout)) and folded
 
 
-def _end_what_is_open(recorder: Recorder) -> None:
+def _end_what_is_open(recorder: Recorder, deadline: float) -> None:
     now = time_ns()
     inbox = recorder.inbox
-    inbox.flush()
+    inbox.fold(max(0.0, deadline - time.monotonic()))
     for step in list(recorder.open_steps.values()):
         inbox.emit(step, ScopeEvent.SHUTDOWN, now)
     for run in list(recorder.open_runs.values()):
         inbox.emit(run, ScopeEvent.SHUTDOWN, now)
-    inbox.flush()
+    inbox.fold(max(0.0, deadline - time.monotonic()))
 
 
 def _within(seconds: float, action: Callable[[], None]) -> None:
@@ -226,7 +227,7 @@ def _beat() -> Beat:
         attempts = list(recorder.open_attempts.values())
         return attempts, list(recorder.open_runs), list(recorder.open_steps), list(recorder.open_attempts)
 
-    recorder.inbox.settle()
+    recorder.inbox.fold()
     attempts, runs, steps, ids = recorder.inbox.reading(look)
     return Beat([attempt for attempt in attempts if attempt.beat()], runs, steps, ids)
 

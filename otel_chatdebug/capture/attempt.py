@@ -533,7 +533,7 @@ class Attempt:
 
     def records(self) -> Sequence[Record]:
         """Its row, its content and, for a step's last attempt, the step's messages. Called by the writer's thread."""
-        self.recorder.inbox.settle()  # the call may hang, and its step has not been told of it then
+        self.recorder.inbox.fold()  # the call may hang, and its step has not been told of it then
         record: AttemptRecord = self.recorder.inbox.reading(self.record)
         self._updated_us = record.updated_at = self.recorder.tick(self._updated_us)
         found: list[Record] = [record]

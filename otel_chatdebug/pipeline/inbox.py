@@ -100,6 +100,24 @@ class Inbox:
             self._perform()
             wait = False
 
+    def fold(self, timeout: float = 0.0) -> None:
+        """Folds what has come, and leaves what is deferred to the inbox's own thread.
+
+        For those that user code must not hold up: the writer's thread, and a shutdown. Waits up to ``timeout`` seconds
+        for a thread that is at it.
+        """
+        me = get_ident()
+        if self._owner == me or not self._turn.acquire(timeout=timeout):
+            return
+        self._owner = me
+        try:
+            self._fold()
+        finally:
+            self._owner = 0
+            self._turn.release()
+        if self._deferred or not self._events.empty():
+            self.wake()
+
     def flush(self, timeout: float = ANSWER_TIMEOUT) -> bool:
         """Like ``settle(wait=True)``, and waits for what other threads are performing. False when that takes longer."""
         self.settle(wait=True)
@@ -175,16 +193,21 @@ class Inbox:
             while True:  # one settling is enough for all the wake-ups that came meanwhile
                 try:
                     if not self._wake.get_nowait():
+                        self.settle(wait=True)
                         return
                 except Empty:
                     break
             self.settle(wait=True)
+        self.settle(wait=True)
 
     def stop(self, timeout: float) -> bool:
-        """Folds what is left and ends the inbox's own thread. False when it did not end in time. Idempotent."""
-        self.settle(wait=True)
+        """Folds what is left and ends the inbox's own thread, which performs what is deferred. Idempotent.
+
+        False when that took longer than ``timeout`` seconds.
+        """
         thread, self._thread = self._thread, None
-        if thread is None or thread is threading.current_thread():
+        if thread is None or thread is threading.current_thread() or not thread.is_alive():
+            self.settle(wait=True)
             return True
         self._wake.put(False)
         thread.join(timeout)
