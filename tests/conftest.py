@@ -19,9 +19,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("chatdebug")
 
 
+NOT_OURS = ("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "openai")
+"""The GenAI instrumentation is there for the tests that adopt its spans; `opentelemetry-instrument` would switch it
+on in all the others, too."""
+
+
 def _clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv(*NOT_OURS)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -348,9 +348,9 @@ def test_a_span_of_another_provider_that_we_do_not_follow_is_adopted_as_well(
 def test_the_genai_instrumentation_of_opentelemetry_makes_the_step_of_the_openai_sdk(
     recorded: Recording, provider: Provider
 ) -> None:
-    """Not installed with our own: ``pip install opentelemetry-instrumentation-genai-openai``."""
-    instrumentation = pytest.importorskip("opentelemetry.instrumentation.genai.openai")
-    instrumentor = instrumentation.OpenAIInstrumentor()
+    from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
+
+    instrumentor = OpenAIInstrumentor()
     instrumentor.instrument(tracer_provider=recorded.provider, skip_dep_check=True)
     try:
         provider.script(Behaviour(status=429, retry_after=0.01), Behaviour())
