@@ -51,6 +51,9 @@ FIRST_BYTES = 64
 _BODILESS_METHODS = frozenset({"HEAD"})
 _BODILESS_STATUS = frozenset({204, 304})
 
+_UNFRAMED = frozenset({State.READING, State.BODY_LEFT, State.BODY_CLOSING})
+"""States of a body that may still turn out to be framed."""
+
 _INCOMPLETE_MESSAGES = {
     INCOMPLETE_STREAM: "the stream ended without its terminal event",
     INCOMPLETE_BODY: "the body ended before it was whole",
@@ -324,7 +327,7 @@ class Attempt:
         if state is not State.WAITING:
             if self.pending or self._digesting.locked():
                 self.digest(wait=True)
-            if self.reader is not None and state in (State.READING, State.BODY_CLOSING):
+            if self.reader is not None and state in _UNFRAMED:
                 state = MOVES[state, Event.FRAMED].to
         move = MOVES[state, event]  # type: ignore[index]  # the inbox carries any Enum; ours are Events
         self.state = move.to

@@ -98,11 +98,13 @@ class Call:
         "client",
         "context",
         "is_model_call",
+        "model",
         "provider",
         "recorder",
         "sdk",
         "started_ns",
         "step",
+        "stream",
     )
 
     def __init__(
@@ -114,6 +116,8 @@ class Call:
         client: Any = None,
         provider: str | None = None,
         body: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        stream: bool = False,
     ) -> None:
         self.recorder = recorder
         self.context = context
@@ -123,6 +127,9 @@ class Call:
         self.provider = provider
         self.body = body
         """The request as the SDK has it, before it becomes JSON."""
+        self.model = model
+        self.stream = stream
+        """With ``model``, what the application asked for: all that is known of a call that fails before its request."""
         self.is_model_call = sdk
         self.started_ns = time_ns()
         self.step: LiveStep | None = None
@@ -137,7 +144,8 @@ class Call:
             status = recorder.classify(exc)
             exit_ = Exit(status, recorder.describe(exc))
             if self.step is None and not self.attempts and self.sdk and not _scoped(recorder, self.context):
-                self.step = _implicit_step(recorder, self, registry.generic, RequestFacts(), adopt=False)
+                facts = RequestFacts(model=self.model, stream=self.stream)
+                self.step = _implicit_step(recorder, self, registry.generic, facts, adopt=False)
         for attempt in self.attempts:
             attempt.in_call = False
             attempt.own_call = None  # which has its attempts
@@ -317,7 +325,9 @@ def shared_step(
     if hold is None or hold.live.recorder is not recorder or hold.live.final:
         if run is None:
             run, parent = run_of_call(recorder, context, started_ns)
-        step = start_step(recorder, run, parent, started_ns, explicit=True, operation_name=operation_name, **given)
+        step = start_step(
+            recorder, run, parent, started_ns, explicit=True, shared=True, operation_name=operation_name, **given
+        )
         hold = reuse.steps[key] = Hold(step)
     span = hold.live.span
     return hold, parent if span is None else trace.set_span_in_context(span, context)

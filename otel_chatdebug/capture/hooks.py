@@ -7,10 +7,11 @@ the wrapper itself does for a request that is none of ours.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from opentelemetry.context import attach
+from opentelemetry.context import Context, attach
 
 from otel_chatdebug.capture.calls import Call
 from otel_chatdebug.faults import fault
@@ -99,6 +100,46 @@ def around_async_call(opener: Opener, wrapped: Callable[..., Any]) -> Callable[.
         return result
 
     return call_method
+
+
+def around_either_call(opener: Opener, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that is a call, sync, or async in any of two ways: a coroutine function, or a function that returns a
+    coroutine (a decorator of the SDK's that checks the arguments, and raises at once)."""
+    if inspect.iscoroutinefunction(wrapped):
+        return around_async_call(opener, wrapped)
+
+    def call_method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        call = _open(opener, self, args, kwargs)
+        if call is None:
+            return wrapped(self, *args, **kwargs)
+        context = with_values(call.context, {CALL: call})
+        token = attach(context)
+        try:
+            result = wrapped(self, *args, **kwargs)
+        except BaseException as exc:
+            detach(token)
+            leave(call, exc)
+            raise
+        detach(token)
+        if inspect.iscoroutine(result):
+            return _awaited(call, context, result)
+        leave(call, None)
+        return result
+
+    return call_method
+
+
+async def _awaited(call: Call, context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    token = attach(context)
+    try:
+        result = await coroutine
+    except BaseException as exc:
+        detach(token)
+        leave(call, exc)
+        raise
+    detach(token)
+    leave(call, None)
+    return result
 
 
 def _open(opener: Opener, owner: Any, args: Arguments, kwargs: dict[str, Any]) -> Call | None:

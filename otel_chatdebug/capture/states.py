@@ -31,6 +31,8 @@ class State(Enum):
     """The request is under way; no headers yet."""
     STREAMING = auto()
     """Headers are here, the body is framed, its end was not seen."""
+    STREAM_LEFT = auto()
+    """As ``STREAMING``, and its run was left meanwhile: it may still go on, but the end of the process is no news."""
     STREAM_ENDED = auto()
     """The end of a framed body was seen, the close was not: a provisional outcome."""
     STREAM_CLOSING = auto()
@@ -39,6 +41,8 @@ class State(Enum):
     """A close has begun and the end of the framed body was seen, before or meanwhile."""
     READING = auto()
     """Headers are here, the body is not framed, its end was not seen."""
+    BODY_LEFT = auto()
+    """As ``READING``, and its run was left meanwhile."""
     BODY_ENDED = auto()
     """The end of a body that is not framed was seen; the outcome is known at the close only."""
     BODY_CLOSING = auto()
@@ -231,10 +235,24 @@ MOVES: dict[tuple[State, Event], Move] = {
             _E.CANCELLED: Move(_S.FINAL, STREAM_CANCELLED),
             _E.GENERATOR_CLOSED: Move(_S.READER_LEFT, STREAM_CLOSE),
             _E.COLLECTED: Move(_S.FINAL, ABANDONED),
-            _E.RUN_LEFT: Move(_S.STREAMING, RUN_END),
+            _E.RUN_LEFT: Move(_S.STREAM_LEFT, RUN_END),
             _E.SHUTDOWN: Move(_S.STREAMING, SHUTDOWN),
         },
         (*_ANSWER, _E.SETTLED),
+    ),
+    **_row(
+        _S.STREAM_LEFT,
+        {
+            _E.END_OF_BODY: Move(_S.STREAM_ENDED, STREAM_END),
+            _E.CLOSING: Move(_S.STREAM_CLOSING),
+            _E.CLOSED: Move(_S.FINAL, STREAM_CLOSE),
+            _E.CLOSE_FAILED: Move(_S.FINAL, CLOSE_ERROR),
+            _E.READ_ERROR: Move(_S.FINAL, READ_ERROR),
+            _E.CANCELLED: Move(_S.FINAL, STREAM_CANCELLED),
+            _E.GENERATOR_CLOSED: Move(_S.READER_LEFT, STREAM_CLOSE),
+            _E.COLLECTED: Move(_S.FINAL, ABANDONED),
+        },
+        (*_ANSWER, _E.SETTLED, _E.RUN_LEFT, _E.SHUTDOWN),
     ),
     **_row(
         _S.STREAM_ENDED,
@@ -283,10 +301,25 @@ MOVES: dict[tuple[State, Event], Move] = {
             _E.CANCELLED: Move(_S.FINAL, STREAM_CANCELLED),
             _E.GENERATOR_CLOSED: Move(_S.READER_LEFT, BODY_EARLY_CLOSE),
             _E.COLLECTED: Move(_S.FINAL, ABANDONED),
-            _E.RUN_LEFT: Move(_S.READING, RUN_END),
+            _E.RUN_LEFT: Move(_S.BODY_LEFT, RUN_END),
             _E.SHUTDOWN: Move(_S.READING, SHUTDOWN),
         },
         (_E.STREAM_HEADERS, _E.BODY_HEADERS, _E.TRANSPORT_ERROR, _E.SETTLED),
+    ),
+    **_row(
+        _S.BODY_LEFT,
+        {
+            _E.FRAMED: Move(_S.STREAM_LEFT),
+            _E.END_OF_BODY: Move(_S.BODY_ENDED),
+            _E.CLOSING: Move(_S.BODY_CLOSING),
+            _E.CLOSED: Move(_S.FINAL, BODY_EARLY_CLOSE),
+            _E.CLOSE_FAILED: Move(_S.FINAL, CLOSE_ERROR),
+            _E.READ_ERROR: Move(_S.FINAL, READ_ERROR),
+            _E.CANCELLED: Move(_S.FINAL, STREAM_CANCELLED),
+            _E.GENERATOR_CLOSED: Move(_S.READER_LEFT, BODY_EARLY_CLOSE),
+            _E.COLLECTED: Move(_S.FINAL, ABANDONED),
+        },
+        (_E.STREAM_HEADERS, _E.BODY_HEADERS, _E.TRANSPORT_ERROR, _E.SETTLED, _E.RUN_LEFT, _E.SHUTDOWN),
     ),
     **_row(
         _S.BODY_ENDED,

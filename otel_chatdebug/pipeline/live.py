@@ -184,7 +184,7 @@ class LiveRun:
 
     __slots__ = (
         "__weakref__", "_auto", "_endpoint", "_exit", "_last_outcome", "_left_ns", "_metadata", "_model", "_provider",
-        "_said", "_scope_open", "_steps", "_totals", "_updated_us", "_waiting_for", "chat_id", "error", "final",
+        "_said", "_scope_open", "_steps", "_totals", "_updated_us", "chat_id", "error", "final",
         "finished_ns", "first_message", "given", "id", "kind", "numbers", "queued", "recorder", "span",
         "span_context", "span_id", "started_ns", "status", "trace_id", "watch",
     )  # fmt: skip
@@ -227,7 +227,6 @@ class LiveRun:
         self._said: Said | None = None
         self._left_ns: int | None = None
         self._steps: dict[str, LiveStep] = {}
-        self._waiting_for: set[str] = set()
         self._totals: dict[str, tuple[dict[str, int] | None, bool]] = {}
         self._metadata: dict[str, Any] = {}
         self._provider: str | None = None
@@ -246,11 +245,13 @@ class LiveRun:
         elif event is ScopeEvent.SAID:
             self._say(at, payload)
         elif event is ScopeEvent.ABANDONED:
-            if not self.final:
-                self._left(at or self._last_moment(), Exit(Status.INTERRUPTED))
+            if self._scope_open:
+                self._left(self._last_moment(), Exit(Status.INTERRUPTED))
+            elif not self.final and not self._steps:  # an auto run whose step could not be started
+                self._exit = Exit(Status.INTERRUPTED)
+                self._finish(self._last_moment())
         elif event is ScopeEvent.SHUTDOWN and not self.final:
             self._scope_open = False
-            self._waiting_for.clear()
             self._exit = Exit(Status.INTERRUPTED)
             self._finish(at)
         self.recorder.mark(self)
@@ -270,7 +271,7 @@ class LiveRun:
             self._endpoint = last.endpoint_label
         if step.final:
             self._steps.pop(step.id, None)
-        if step.status is not Status.IN_PROGRESS and (self._auto or step.id in self._waiting_for):
+        if step.status is not Status.IN_PROGRESS and self._auto:
             self._last_outcome = Exit(step.status, step.error)
         self._maybe_finish(at)
         self.recorder.mark(self)
@@ -284,8 +285,9 @@ class LiveRun:
         left_normally = exit_.status is Status.COMPLETED
         for step in list(self._steps.values()):
             step.run_left(at, keep_unread=left_normally)
+            if step.shared:
+                step.apply(ScopeEvent.LEFT, at, NORMAL_EXIT)
         if left_normally:
-            self._waiting_for = {step.id for step in self._steps.values() if step.unsettled}
             self._maybe_finish(at)
         else:
             self._finish(at)
@@ -335,8 +337,8 @@ class LiveRun:
             return self._said.status, self._said.error
         if self._exit.status is not Status.COMPLETED:
             return self._exit.status, self._exit.error
-        # Left normally: completed, whatever became of steps that the application has dealt with. But of those that
-        # outlived the scope (a stream that was returned unread), and of an auto run's, nobody has: they decide.
+        # Left normally: completed, whatever became of its steps (`summary.has_error` says so). An auto run has no scope
+        # that could tell how it was left, so its last step does.
         return self._last_outcome.status, self._last_outcome.error
 
     def _last_moment(self) -> int:
@@ -415,7 +417,8 @@ class LiveStep:
         "_said_usage", "_scope_open", "_updated_us", "assistant_message_id", "attempt_numbers", "chat_id", "error",
         "explicit", "final", "finished_ns", "history_tip_message_id", "id", "last_attempt", "metadata", "model",
         "number", "operation", "operation_name", "options", "provider", "queued", "recorder", "response", "run",
-        "run_hold", "span", "span_context", "span_id", "started_ns", "status", "told", "trace_id", "usage", "watch",
+        "run_hold", "shared", "span", "span_context", "span_id", "started_ns", "status", "told", "trace_id",
+        "usage", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -429,6 +432,7 @@ class LiveStep:
         span_id: int,
         started_ns: int,
         explicit: bool,
+        shared: bool = False,
         told: dict[str, Any],
         operation_name: str = "chat",
         operation: str | None = None,
@@ -454,6 +458,8 @@ class LiveStep:
         self.started_ns = started_ns
         self.finished_ns: int | None = None
         self.explicit = explicit
+        self.shared = shared
+        """Of ``reuse_step()``, which stands around runs: it ends with its run."""
         self.operation_name = operation_name
         self.operation = operation
         self.provider = provider

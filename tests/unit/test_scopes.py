@@ -661,13 +661,52 @@ def test_a_body_that_nobody_has_begun_to_read_keeps_the_run_open(record: Recordi
     assert record.recorder.open_runs == {}
 
 
-def test_what_becomes_of_a_body_that_outlived_its_run_decides_how_the_run_ended(record: Recording) -> None:
+def test_a_run_that_was_left_normally_is_completed_whatever_becomes_of_the_body_that_outlived_it(
+    record: Recording,
+) -> None:
     model = Model()
     with chatdebug.run() as run:
         body = model.open()
+    assert run.status is Status.IN_PROGRESS
     body.close()
     assert record.step.status is Status.INTERRUPTED
-    assert run.status is Status.INTERRUPTED
+    assert run.status is Status.COMPLETED
+
+
+def test_a_body_that_its_run_left_half_read_was_left_by_the_run_and_not_by_the_end_of_the_process(
+    record: Recording, model: Model
+) -> None:
+    with chatdebug.run():
+        body = model.open()
+        pieces = body.iter_raw()
+        next(pieces)
+    assert (record.attempt.status, record.attempt.end_reason) == ("interrupted", "run_end")
+    chatdebug.shutdown()
+    assert (record.attempt.status, record.attempt.end_reason) == ("interrupted", "run_end")
+
+
+def test_a_step_that_reuse_step_shares_ends_with_its_run(record: Recording) -> None:
+    with chatdebug.reuse_step():
+        with chatdebug.run() as run:
+            Model().call()
+        assert (run.status, record.step.status) == ("completed", "completed")
+
+
+def test_an_auto_run_whose_step_cannot_be_started_does_not_stay_open(
+    record: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = record.recorder.start_span
+
+    def start_span(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("chat"):
+            raise RuntimeError("a sampler of the user's")
+        return started(name, *args, **kwargs)
+
+    monkeypatch.setattr(record.recorder, "start_span", start_span)
+    Model().call()
+    gc.collect()
+    record.recorder.inbox.flush()
+    assert record.recorder.open_runs == {}
 
 
 def test_a_body_that_is_read_in_pieces_after_its_run_belongs_to_it(record: Recording, model: Model) -> None:
@@ -718,13 +757,15 @@ def test_a_body_that_is_left_half_read_was_left_by_the_run(error: bool, record: 
     assert record.run.summary["total_output_tokens"] == 84
 
 
-def test_a_body_that_is_dropped_unread_after_its_run_interrupts_both(record: Recording, model: Model) -> None:
+def test_a_body_that_is_dropped_unread_after_its_run_is_interrupted_and_the_run_is_over(
+    record: Recording, model: Model
+) -> None:
     with chatdebug.run() as run:
         body = model.open()
     del body
     gc.collect()  # the library's response is part of a cycle
     assert (record.attempt.status, record.attempt.end_reason) == ("interrupted", "abandoned")
-    assert run.status is Status.INTERRUPTED
+    assert run.status is Status.COMPLETED
 
 
 def test_a_stream_of_an_sdk_can_be_read_after_its_run(record: Recording) -> None:

@@ -105,7 +105,10 @@ def test_what_a_reader_sees_because_somebody_closes_is_no_news(state: State, eve
 @pytest.mark.parametrize("state", State)
 def test_an_end_of_the_process_leaves_every_attempt_final_or_left(state: State) -> None:
     move = MOVES[state, Event.SHUTDOWN]
-    assert move.to is State.FINAL or (move.ending is not None and move.ending.rank == AttemptRank.LEFT)
+    if state in (State.STREAM_LEFT, State.BODY_LEFT):  # by its run, and the row says so
+        assert move == Move(state)
+    else:
+        assert move.to is State.FINAL or (move.ending is not None and move.ending.rank == AttemptRank.LEFT)
 
 
 @pytest.mark.parametrize("state", State)
@@ -113,12 +116,27 @@ def test_an_end_of_the_process_leaves_every_attempt_final_or_left(state: State) 
 def test_an_attempt_that_is_left_behind_can_still_be_corrected(state: State, event: Event) -> None:
     move = MOVES[state, event]
     if move.ending is not None and move.ending.rank == AttemptRank.LEFT:
-        assert move.to is state
+        left = {State.STREAMING: State.STREAM_LEFT, State.READING: State.BODY_LEFT}
+        assert move.to is (left[state] if event is Event.RUN_LEFT else state)
+
+
+@pytest.mark.parametrize(
+    ("state", "left"), [(State.STREAMING, State.STREAM_LEFT), (State.READING, State.BODY_LEFT)], ids=["framed", "not"]
+)
+@pytest.mark.parametrize("event", [event for event in Event if event not in (Event.RUN_LEFT, Event.SHUTDOWN)])
+def test_a_body_whose_run_was_left_goes_on_like_any_other(state: State, left: State, event: Event) -> None:
+    move, expected = MOVES[left, event], MOVES[state, event]
+    assert move.ending == expected.ending
+    assert move.to is {State.STREAMING: State.STREAM_LEFT, State.READING: State.BODY_LEFT}.get(expected.to, expected.to)
 
 
 def test_a_body_that_turns_out_framed_is_in_the_same_place_of_the_other_half_of_the_table() -> None:
     moved = {state: MOVES[state, Event.FRAMED].to for state in State if MOVES[state, Event.FRAMED].to is not state}
-    assert moved == {State.READING: State.STREAMING, State.BODY_CLOSING: State.STREAM_CLOSING}
+    assert moved == {
+        State.READING: State.STREAMING,
+        State.BODY_LEFT: State.STREAM_LEFT,
+        State.BODY_CLOSING: State.STREAM_CLOSING,
+    }
 
 
 def test_every_ending_of_this_module_is_reached() -> None:
