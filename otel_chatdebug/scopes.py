@@ -24,7 +24,8 @@ from opentelemetry.context import Context, attach, get_current
 
 from otel_chatdebug.capture.calls import shared_step
 from otel_chatdebug.faults import fault
-from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveRun, LiveStep, Said, ScopeEvent
+from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveRun, Said, ScopeEvent
+from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.opening import (
     CALL,
     REUSE,

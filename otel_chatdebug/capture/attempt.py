@@ -33,7 +33,8 @@ from otel_chatdebug.capture.states import (
     outcome,
 )
 from otel_chatdebug.faults import fault
-from otel_chatdebug.pipeline.live import LiveStep, end_span
+from otel_chatdebug.pipeline.live import end_span
+from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record
 from otel_chatdebug.status import Status
 from otel_chatdebug.wire import encoding, registry

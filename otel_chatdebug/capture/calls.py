@@ -31,7 +31,8 @@ from otel_chatdebug import attributes
 from otel_chatdebug.capture.attempt import Attempt
 from otel_chatdebug.capture.states import Event
 from otel_chatdebug.faults import fault
-from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveStep, ScopeEvent
+from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, ScopeEvent
+from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.opening import (
     CALL,
     REUSE,

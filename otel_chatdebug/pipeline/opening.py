@@ -15,7 +15,8 @@ from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanContext, SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from otel_chatdebug import attributes
-from otel_chatdebug.pipeline.live import Hold, LiveRun, LiveStep, LocalRoot, ScopeEvent
+from otel_chatdebug.pipeline.live import Hold, LiveRun, LocalRoot, ScopeEvent
+from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.recorder import Recorder
 from otel_chatdebug.status import RunKind
 

@@ -26,7 +26,8 @@ from otel_chatdebug.status import Status
 from otel_chatdebug.version import __version__
 
 if TYPE_CHECKING:
-    from otel_chatdebug.pipeline.live import LiveRun, LiveStep, LocalRoot
+    from otel_chatdebug.pipeline.live import LiveRun, LocalRoot
+    from otel_chatdebug.pipeline.live_step import LiveStep
 
 TRACER_NAME = "otel_chatdebug"
 """The instrumentation scope of our spans."""

@@ -22,7 +22,8 @@ from otel_chatdebug.capture import calls
 from otel_chatdebug.capture.attempt import Attempt
 from otel_chatdebug.capture.content import Content
 from otel_chatdebug.demo.provider import Behaviour, Provider
-from otel_chatdebug.pipeline.live import LiveRun, LiveStep
+from otel_chatdebug.pipeline.live import LiveRun
+from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.recorder import Recorder
 from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.status import Status

@@ -16,7 +16,8 @@ import pytest
 import otel_chatdebug as chatdebug
 from otel_chatdebug.capture.attempt import Attempt
 from otel_chatdebug.demo.answers import OpenAIChat
-from otel_chatdebug.pipeline.live import LiveRun, LiveStep
+from otel_chatdebug.pipeline.live import LiveRun
+from otel_chatdebug.pipeline.live_step import LiveStep
 from tests.support.recording import ANSWER, BODY, URL, recording
 
 EVENTS = [piece.data for piece in OpenAIChat().stream("gpt-5-mini", ["a", "b"], usage=True, terminal=True)]
