@@ -18,9 +18,9 @@ from opentelemetry.semconv.attributes import error_attributes, http_attributes, 
 from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import StatusCode
 
+from otel_chatdebug import storable
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record, RunRecord, Source, StepRecord
 from otel_chatdebug.status import Status
-from otel_chatdebug.tables import storable
 
 SCHEMA_URL: Final = Schemas.V1_44_0.value
 """The version of the semantic conventions that our spans follow."""
