@@ -462,6 +462,10 @@ class Redactor:
         """The lines, redacted, until they are longer than ``limit``; and how many bytes were not looked at."""
         if data.lstrip()[:1] in (b"{", b"[") and (text := self._json(data)) is not None:
             return text, 0  # an error body where a stream was expected, or a stream of one line
+        ahead = len(data)
+        if ahead > _LINES_AT_ONCE * limit and (end := data.rfind(b"\n", 0, _LINES_AT_ONCE * limit) + 1):
+            data = data[:end]  # more than can be shown; a line that is longer than that is taken whole
+        ahead -= len(data)
         lines = _decode(data).replace("\r\n", "\n").replace("\r", "\n").split("\n")
         last = lines.pop()
         if complete and last:
@@ -478,7 +482,7 @@ class Redactor:
                 result.append(line)
                 size += len(line) + 1
             at = end
-        unseen = sum(len(line.encode("utf-8", "replace")) + 1 for line in lines[at:])
+        unseen = ahead + sum(len(line.encode("utf-8", "replace")) + 1 for line in lines[at:])
         text = "\n".join(result)
         return text + "\n" if result and (at < len(lines) or not (complete and last)) else text, unseen
 
@@ -536,6 +540,9 @@ def _are_harmless(names: tuple[str, ...]) -> bool:
     """Whether these names say nothing about the values behind them. The events of a stream have the same ones."""
     return all(name not in _SPECIAL_NAMES and _key(name) == (_OTHER, name) for name in names)
 
+
+_LINES_AT_ONCE = 8
+"""Times the limit that is looked at of a body of lines: redaction may make long lines short."""
 
 _TEXTUAL = ("text/", "application/xml", "application/javascript", "application/graphql", "application/problem")
 

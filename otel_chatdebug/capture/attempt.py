@@ -46,6 +46,9 @@ DIGEST_SIZE = 64 * 1024
 DECODE_SIZE = 2 * 1024
 """Bytes of a coded body that are decoded at a time: gzip gives a thousand times as much at most."""
 
+DECODED_LIMIT = 16 * 1024 * 1024
+"""Bytes that a coded body is decoded to at most: a bomb costs no more than the longest real answers do."""
+
 FIRST_BYTES = 64
 """Bytes at the start of a body that may show that it is a stream, whatever its content type says."""
 
@@ -200,7 +203,7 @@ class Attempt:
             return
         coding = headers.get("content-encoding")
         if coding:
-            self._decoder = encoding.decoder(coding)
+            self._decoder = encoding.decoder(coding, limit=DECODED_LIMIT)
             self.decoded = self._decoder is not None
         self._emit_headers()
 

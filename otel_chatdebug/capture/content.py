@@ -6,6 +6,7 @@ Made in the writer's thread, when it writes: the reading of JSON and the redacti
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,9 @@ come in events of 300 bytes for each token; a body of 1 GB costs no more."""
 
 PARTIAL_INTERVAL: Final = 5_000_000_000
 """Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
+
+EVENTS_SIZE: Final = 64 * 1024
+"""Bytes of a stream that are taken apart at a time."""
 
 HEADER_LIMIT: Final = 8 * 1024
 """Characters of a header's value that are kept: what servers usually take of all headers together."""
@@ -108,7 +112,7 @@ class Content:
         if attempt.reader is not None:
             # Its texts come in fragments, so they are redacted when they are whole; and what there had to be taken out
             # of them must not be read in the fragments either.
-            response = attempt.format.assemble(SSEDecoder().feed(kept))
+            response = attempt.format.assemble(_events(kept))
             redacted = redactor.json_value(response)
             harmless = redacted == response
             body = redactor.body(kept, "text/event-stream", framed=True, complete=whole, fragments=harmless)
@@ -120,6 +124,13 @@ class Content:
         body, unchanged = redactor.json_body(parsed)
         response = attempt.format.normalize_response(parsed)
         return body, response if unchanged else redactor.json_value(response)
+
+
+def _events(kept: bytes) -> Iterator[tuple[str | None, bytes]]:
+    """The events of a stream, some at a time: all of them at once take many times the memory of the body."""
+    decoder = SSEDecoder()
+    for start in range(0, len(kept), EVENTS_SIZE):
+        yield from decoder.feed(kept[start : start + EVENTS_SIZE])
 
 
 def _pairs(headers: Any) -> list[tuple[str, str]]:

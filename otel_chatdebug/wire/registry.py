@@ -158,11 +158,22 @@ def is_framed(content_type: str | None, first_bytes: bytes = b"", requested_stre
 _SHORT = 40
 """Bytes of data up to which an event is always read: ``[DONE]`` has nothing that marks it but its shortness."""
 
+_MANY = 10_000
+"""Events after which a short one is read only if it can end the stream: no model says so much in so little, and a bomb
+of them would take minutes."""
+
+_DONE = b"[DONE]"
+
 _ORDINARY = re.compile(rb"(?:(?!data|event: ?error).*\n)*data:.{%d,}" % _SHORT).fullmatch
 """A block with one long line of data and not named ``error``: read only when it holds a marker."""
 
 _ONE_ORDINARY = re.compile(rb"(?:event:(?! ?error).*\n)?data:.{%d,}\n\n" % _SHORT).fullmatch
 """The same with its blank line, and nothing behind it."""
+
+
+def _is_small_talk(block: bytes) -> bool:
+    """A short event that cannot end the stream."""
+    return len(block) <= _SHORT and block.startswith(b"data:") and _DONE not in block
 
 
 class StreamReader:
@@ -217,7 +228,10 @@ class StreamReader:
                 self.events += 1
             return
         for block in self._framer.feed(data):
-            if self._unread or self._has_marker(block) or not _ORDINARY(block):
+            marked = self._unread or self._has_marker(block)
+            if not marked and self.events > _MANY and _is_small_talk(block):
+                self.events += 1
+            elif marked or not _ORDINARY(block):
                 self._read(block)
             else:
                 self.events += 1

@@ -590,3 +590,24 @@ def test_a_fault_of_a_format_is_counted_and_the_stream_goes_on() -> None:
     reader.finish()
     assert (reader.events, reader.faults) == (3, 3)
     assert "RuntimeError: ours" in str(reader.last_fault)
+
+
+def test_a_bomb_of_tiny_events_is_counted_and_its_end_is_still_seen() -> None:
+    format = find("/v1/chat/completions")
+    assert format is not None
+    reader = StreamReader(format)
+    many = 50_000
+    for _ in range(many // 100):
+        reader.feed(b"data: {}\n\n" * 100)
+    assert not reader.facts.terminal
+    reader.feed(b": only a comment\n\ndata: [DONE]\n\n")
+    assert (reader.events, reader.facts.terminal) == (many + 1, True)
+
+
+def test_a_bomb_of_tiny_events_hides_no_terminal_event_of_anthropic() -> None:
+    format = find("/v1/messages")
+    assert format is not None
+    reader = StreamReader(format)
+    reader.feed(b"data: {}\n\n" * 20_000)
+    reader.feed(b'data: {"type":"message_stop"}\n\n')
+    assert reader.facts.terminal
