@@ -207,9 +207,10 @@ def test_an_answer_that_is_streamed_to_its_end_is_a_completed_run(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_client_that_goes_away_in_the_middle_interrupts_the_run(
+def test_a_client_that_goes_away_in_the_middle_interrupts_the_step_and_the_run_around_it(
     way: str, chatdebug_home: Path, provider: Provider, site: Site, quiet: None
 ) -> None:
+    """A run that has returned the stream was left normally by then, so it is completed."""
     endless = Behaviour(chunks=4000, delay=0.002)
     provider.script(endless)
     with httpx.Client(trust_env=False, timeout=PATIENCE) as browser, browser.stream("GET", f"{site.url}/{way}") as seen:
@@ -217,7 +218,7 @@ def test_a_client_that_goes_away_in_the_middle_interrupts_the_run(
             break
     until(lambda: ended(chatdebug_home))
     assert site.left.is_set()
-    assert rows(chatdebug_home, "runs", "status") == [("interrupted",)]
+    assert rows(chatdebug_home, "runs", "status") == [("completed" if way.startswith("returned") else "interrupted",)]
     assert rows(chatdebug_home, "steps", "status") == [("interrupted",)]
     ((status, reason),) = rows(chatdebug_home, "attempts", "status, end_reason")
     assert status == "interrupted"
@@ -225,7 +226,7 @@ def test_a_client_that_goes_away_in_the_middle_interrupts_the_run(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_model_that_fails_in_the_middle_is_an_error_of_the_run(
+def test_a_model_that_fails_in_the_middle_is_an_error_of_the_step_and_of_the_run_around_it(
     way: str, chatdebug_home: Path, provider: Provider, site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The application's own exception is its own to log, and uvicorn does; nothing of ours is."""
@@ -236,6 +237,7 @@ def test_a_model_that_fails_in_the_middle_is_an_error_of_the_run(
     ):
         browser.get(f"{site.url}/{way}")
     until(lambda: ended(chatdebug_home))
-    assert rows(chatdebug_home, "runs", "status") == [("error",)]
+    assert rows(chatdebug_home, "runs", "status") == [("completed" if way.startswith("returned") else "error",)]
+    assert '"has_error":true' in rows(chatdebug_home, "runs", "summary")[0][0]
     assert rows(chatdebug_home, "attempts", "status, end_reason") == [("error", "read_error")]
     assert "Failed to detach" not in caplog.text
