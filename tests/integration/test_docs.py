@@ -148,8 +148,8 @@ def test_a_framework_streams_a_turn_in_one_run(
 def test_a_reader_who_leaves_interrupts_the_turn(
     block: Block, chatdebug_home: Path, tmp_path: Path, provider: Provider
 ) -> None:
-    """The run, its step and its attempt are interrupted, and nothing is an error. But a run that has returned the stream
-    was left normally before, so it is completed."""
+    """The run, its step and its attempt are interrupted, and nothing is an error. But a run that has returned the
+    stream was left normally before, so it is completed."""
     stalling = Behaviour(chunks=1000, stall_after=2, delay=0.001)
     provider.script(stalling)
     with serving(server(block, tmp_path), tmp_path, provider) as url:
