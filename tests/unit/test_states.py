@@ -32,7 +32,9 @@ BEGUN = frozenset(State) - {State.WAITING}
 CLOSING = frozenset(
     {State.STREAM_CLOSING, State.STREAM_ENDED_CLOSING, State.BODY_CLOSING, State.BODY_ENDED_CLOSING},
 )
-FRAMED = frozenset({State.STREAMING, State.STREAM_ENDED, State.STREAM_CLOSING, State.STREAM_ENDED_CLOSING})
+FRAMED = frozenset(
+    {State.STREAMING, State.STREAM_LEFT, State.STREAM_ENDED, State.STREAM_CLOSING, State.STREAM_ENDED_CLOSING}
+)
 
 sequences = st.lists(st.sampled_from(Event), max_size=12)
 """Any events in any order, the impossible ones included: the table has a word on each."""
