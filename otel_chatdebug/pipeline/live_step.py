@@ -267,12 +267,9 @@ class LiveStep:
     @property
     def holds_run(self) -> bool:
         """Somebody may still use it, so its run is not over."""
-        return self._scope_open or self.unsettled
-
-    @property
-    def unsettled(self) -> bool:
-        """The outcome of one of its attempts is not known yet."""
-        return any(a.rank in (AttemptRank.OPEN, AttemptRank.PROVISIONAL) for a in self._attempts.values())
+        return self._scope_open or any(
+            attempt.rank in (AttemptRank.OPEN, AttemptRank.PROVISIONAL) for attempt in self._attempts.values()
+        )
 
     def last_moment(self) -> int:
         last = self.last_attempt
