@@ -18,7 +18,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --constraint const
 
 help:
 	@echo "make demo    see it work: a small chat application against a local provider, and what was recorded of it"
-	@echo "make test    all tests, with a real collector and a real Jaeger (their first build takes some minutes)"
+	@echo "make test    all tests, with a real collector and a real Jaeger and PostgreSQL (the first build takes minutes)"
 	@echo "make unit    the tests that open no sockets"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"

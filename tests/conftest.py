@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.support import leaks, net
+from tests.support import postgres as postgresql
 from tests.support.backends import Backends, BackendsMissing, Collector, Jaeger, find_or_build, required
+from tests.support.postgres import Postgres, PostgresMissing
 
 # No time limit for an example: tests assert nothing about the speed of a machine that others use at the same time.
 hypothesis.settings.register_profile(
@@ -87,3 +90,48 @@ def collector(backends: Backends, jaeger: Jaeger, tmp_path_factory: pytest.TempP
     """A running collector with the root's collector-config.yaml, handing on to `jaeger`; shared as that is."""
     with Collector(backends, tmp_path_factory.mktemp("collector"), backend=jaeger.grpc_endpoint) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL, shared by all tests of this process: make your own databases in it.
+
+    To stop, kill or freeze one, or to change what belongs to the whole server, make your own: `own_postgres`.
+    """
+    with _postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Callable[..., Postgres]]:
+    """Call it for a PostgreSQL of the test's own, started; it is stopped and removed afterwards.
+
+    Keyword arguments are settings of the server, see `tests.support.postgres.SETTINGS`.
+    """
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(_postgres(**settings))
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """The URL of an empty database."""
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database; the test runs once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'chatdebug.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+def _postgres(**settings: str) -> Postgres:
+    try:
+        return Postgres(postgresql.find(), **settings)
+    except PostgresMissing as missing:
+        if required():
+            pytest.fail(f"CHATDEBUG_REQUIRE_BACKENDS is set, but: {missing}")
+        pytest.skip(f"no PostgreSQL: {missing}")

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -155,17 +156,40 @@ def _run(command: list[str], **options: Any) -> None:
 
 
 class Server:
-    """A process with a health endpoint. A context manager; `start` after `stop` or `kill` uses the same ports."""
+    """A process that serves. A context manager; `start` after `stop` or `kill` uses the same ports.
 
-    def __init__(self, command: list[str], environment: dict[str, str], health_url: str, log: Path) -> None:
+    ``ready`` says whether it answers; ``options`` are those of `subprocess.Popen`.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        ready: Callable[[], bool],
+        log: Path,
+        *,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        **options: Any,
+    ) -> None:
         self.log = log
         self._command = command
         self._environment = environment
-        self._health_url = health_url
+        self._is_ready = ready
+        self._stop_signal = stop_signal
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not started"
+        return self._process.pid
+
     def start(self) -> None:
-        """Returns when the health endpoint says that it is ready."""
+        """Returns when it says that it is ready."""
         assert self._process is None, "already started"
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
@@ -174,11 +198,12 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                **self._options,
             )
         try:
             for _ in _until(START_TIMEOUT):
                 assert self._process.poll() is None, f"{self._command[0]} ended at once:\n{self._log_tail()}"
-                if _get(self._health_url) is not None:
+                if self._is_ready():
                     return
             raise AssertionError(f"{self._command[0]} is not ready after {START_TIMEOUT:g} s:\n{self._log_tail()}")
         except BaseException:
@@ -186,10 +211,10 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """SIGTERM, as an orderly stop sends it. Nothing happens where none runs."""
+        """An orderly stop. Nothing happens where none runs."""
         if self._process is None:
             return
-        self._process.terminate()
+        self._process.send_signal(self._stop_signal)
         try:
             self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -235,7 +260,7 @@ class Jaeger(Server):
                 "JAEGER_QUERY_GRPC_PORT": str(query_grpc),
                 "JAEGER_HEALTH_PORT": str(health),
             },
-            f"http://127.0.0.1:{health}/status",
+            lambda: _get(f"http://127.0.0.1:{health}/status") is not None,
             folder / "jaeger.log",
         )
 
@@ -289,7 +314,7 @@ class Collector(Server):
                 "CHATDEBUG_BACKEND_ENDPOINT": backend.removeprefix("http://"),
                 "CHATDEBUG_QUEUE_FOLDER": str(folder / "queue"),
             },
-            f"http://{health}/",
+            lambda: _get(f"http://{health}/") is not None,
             folder / "otelcol.log",
         )
 
