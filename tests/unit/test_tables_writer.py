@@ -21,7 +21,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_chatdebug import settings
 from otel_chatdebug.records import Record
-from otel_chatdebug.tables import database, migrations, queries, writer
+from otel_chatdebug.tables import database, migrations, opened, queries, troubles
 from otel_chatdebug.tables.writer import Beat, Writer
 from tests.support import leaks
 from tests.support.records import NOW, attempt_content, attempt_record, run_record, step_content, step_record
@@ -73,9 +73,9 @@ def make(path: Path) -> Iterator[Callable[..., Writer]]:
 
 @pytest.fixture
 def fast_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "BUSY_SECONDS", 0.01)
-    monkeypatch.setattr(writer, "BACKOFF_FIRST", 0.001)
-    monkeypatch.setattr(writer, "BACKOFF_MOST", 0.01)
+    monkeypatch.setattr(opened, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(troubles, "BACKOFF_FIRST", 0.001)
+    monkeypatch.setattr(troubles, "BACKOFF_MOST", 0.01)
 
 
 def ids(path: Path, table: str = "runs") -> list[str]:
@@ -401,9 +401,9 @@ def test_a_full_disk_is_told_once_and_written_when_there_is_room(
     writer = make()
     writer.put(Live(run_record()))
     assert writer.flush(SOON)
-    full = f"PRAGMA max_page_count = {writer._raw.execute('PRAGMA page_count').fetchone()[0]}"
-    writer._raw.execute(full)
-    on_connect = writer._connected
+    full = f"PRAGMA max_page_count = {writer._database.raw.execute('PRAGMA page_count').fetchone()[0]}"
+    writer._database.raw.execute(full)
+    on_connect = writer._database._connected
 
     def connected(connection: Any, record: object) -> None:
         on_connect(connection, record)
@@ -412,7 +412,7 @@ def test_a_full_disk_is_told_once_and_written_when_there_is_room(
         connection.execute(full)
 
     room = threading.Event()
-    writer._connected = connected  # type: ignore[method-assign]
+    writer._database._connected = connected  # type: ignore[method-assign]
     writer.put(Live(attempt_content(request_body="x" * 1_000_000)))
     wait_for(lambda: warnings(caplog))
     (told,) = warnings(caplog)
@@ -479,7 +479,7 @@ def test_memory_is_bounded_and_what_is_in_progress_is_dropped_first(
     writer = make()
     writer.put(Live(run_record("first")))
     assert writer.flush(SOON)
-    monkeypatch.setattr("otel_chatdebug.tables.writer.MAX_QUEUE", 10)
+    monkeypatch.setattr("otel_chatdebug.tables.backlog.MAX_QUEUE", 10)
     monkeypatch.setattr("otel_chatdebug.tables.writer.BATCH", 1)
     other = locked(path)
     writer.put(Live(run_record("in work")))
@@ -547,7 +547,7 @@ def test_close_interrupts_a_statement_that_does_not_end(make: Callable[..., Writ
 
     def run_endless() -> None:
         running.set()
-        writer._raw.execute(endless)
+        writer._database.raw.execute(endless)
 
     writer.put(Live(run_record("second"), before=run_endless))
     assert running.wait(SOON)
