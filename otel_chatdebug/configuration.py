@@ -35,6 +35,7 @@ def configure(
     stale_after: float | None = None,
     allow_headers: tuple[str, ...] | None = None,
     allow_query: tuple[str, ...] | None = None,
+    secret_keys: tuple[str, ...] | None = None,
     tracer_provider: trace.TracerProvider | None = None,
     service_name: str | None = None,
     classify_error: Callable[[BaseException | None], Status] | None = None,
@@ -59,6 +60,7 @@ def configure(
         stale_after=stale_after,
         allow_headers=allow_headers,
         allow_query=allow_query,
+        secret_keys=secret_keys,
     )
     if not settings.recording:
         return

@@ -121,7 +121,7 @@ def arm(
             settings,
             writer,
             replica_id=replica_id,
-            redactor=Redactor(allow_headers=settings.allow_headers, allow_query=settings.allow_query),
+            redactor=Redactor(settings.allow_headers, settings.allow_query, settings.secret_keys),
             tracer_provider=tracer_provider,
             classify=_guarded(classify or classify_error),
         )

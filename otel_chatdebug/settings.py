@@ -163,6 +163,13 @@ class Settings:
         "Names of further query parameters whose values may be recorded, separated by commas.",
         "none",
     )
+    secret_keys: tuple[str, ...] = _setting(
+        "OTEL_CHATDEBUG_SECRET_KEYS",
+        (),
+        _names,
+        "Names of further JSON keys whose values are secrets, separated by commas; `*` matches any text.",
+        "none",
+    )
     sdk_disabled: bool = _setting(
         "OTEL_SDK_DISABLED",
         False,

@@ -247,7 +247,7 @@ def _begin(
         request=request,
         method=method,
         url=shown_url,
-        path=path,
+        path=recorder.redacted_url(path),  # a gateway's path may hold a key
         format=format,
         requested_stream=facts.stream,
         span=span,

@@ -196,6 +196,26 @@ def test_users_add_names_of_their_own() -> None:
     assert mine.url("https://h/?page=2&other=3") == f"https://h/?page=2&other={REDACTED}"
 
 
+def test_users_name_secret_keys_of_their_own() -> None:
+    """At any depth, in streams, in texts that are JSON or show a piece of it; in any spelling, and as a pattern."""
+    mine = Redactor(secret_keys=("Tax-Number", "internal_*", "max_tokens"))
+    value = {
+        "a": [{"taxNumber": "hunter2", "TAX_NUMBERS": ["hunter2"], "number": 4711}],
+        "internal_id": {"x": "hunter2"},
+        "arguments": '{"tax.number": "hunter2", "city": "Kiel"}',
+        "max_tokens": 5,
+        "text": 'it said {"tax_number": "hunter2", and broke off',
+    }
+    redacted = mine.json_value(value)
+    assert redacted["max_tokens"] == REDACTED  # the user's word goes before ours
+    stream = b"".join(b"data: %b\n\n" % json.dumps(item).encode() for item in (value, {"Tax Number": "hunter2"}))
+    shown = json.dumps(redacted) + (mine.body(stream, "text/event-stream", framed=True) or "")
+    assert "hunter2" not in shown
+    assert "4711" in shown
+    assert "Kiel" in shown
+    assert redactor.json_value({"tax_number": "7"}) == {"tax_number": "7"}
+
+
 SECRET_NAMES = [
     "authorization",
     "Authorization",
