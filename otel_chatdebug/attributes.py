@@ -183,7 +183,7 @@ def run_attributes(record: RunRecord) -> dict[str, Any]:
             RUN_HISTORY_TIP: record.history_tip_message_id,
             RUN_PARENT_CHAT: record.parent_chat_id,
             RUN_ROOT_CHAT: record.root_chat_id,
-            ERROR_TYPE: _error_type(record),
+            ERROR_TYPE: error_type(record),
         },
         _NONE,
     )
@@ -217,13 +217,28 @@ def step_attributes(
         gen_ai.GEN_AI_RESPONSE_MODEL: metadata.get("response_model"),
         gen_ai.GEN_AI_RESPONSE_ID: metadata.get("response_id"),
         gen_ai.GEN_AI_RESPONSE_FINISH_REASONS: metadata.get("finish_reasons"),
-        ERROR_TYPE: _error_type(record),
+        ERROR_TYPE: error_type(record),
     }
     if record.usage:
         for name, attribute in USAGE.items():
             attributes[attribute] = record.usage.get(name)
     attributes.update(more)
     return _news(attributes, told)
+
+
+def metric_attributes(record: StepView, *, operation_name: str, server: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metrics of a step are told by: few values each, and none that is only one call's."""
+    return _news(
+        {
+            OPERATION_NAME: operation_name,
+            PROVIDER_NAME: record.provider,
+            REQUEST_MODEL: record.model,
+            gen_ai.GEN_AI_RESPONSE_MODEL: (record.metadata or {}).get("response_model"),
+            server_attributes.SERVER_ADDRESS: server.get(server_attributes.SERVER_ADDRESS),
+            server_attributes.SERVER_PORT: server.get(server_attributes.SERVER_PORT),
+        },
+        _NONE,
+    )
 
 
 def attempt_attributes(
@@ -250,7 +265,7 @@ def attempt_attributes(
             http_attributes.HTTP_RESPONSE_STATUS_CODE: record.response_status,
             RESEND_COUNT: record.number - 1 or None,
             CONVERSATION_ID: record.chat_id,
-            ERROR_TYPE: _error_type(record),
+            ERROR_TYPE: error_type(record),
         },
         told,
     )
@@ -406,7 +421,8 @@ def _method(method: str | None) -> dict[str, Any]:
     }
 
 
-def _error_type(record: RunRecord | StepView | AttemptView) -> str | None:
+def error_type(record: RunRecord | StepView | AttemptView) -> str | None:
+    """``error.type`` of what has ended; None unless its status is ``error``."""
     if record.status is not Status.ERROR:
         return None
     return str((record.error or {}).get("type") or "_OTHER")

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from opentelemetry import trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # untyped
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -37,6 +38,7 @@ def configure(
     allow_query: tuple[str, ...] | None = None,
     secret_keys: tuple[str, ...] | None = None,
     tracer_provider: trace.TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
     service_name: str | None = None,
     classify_error: Callable[[BaseException | None], Status] | None = None,
     http_spans: bool = False,
@@ -46,6 +48,7 @@ def configure(
     All arguments are optional and go over the environment (see `otel_chatdebug.settings`). An SDK tracer provider that
     is there is joined (``tracer_provider``, else the global one); where there is none, a global one is made, with
     ``service_name``.
+    The metrics of calls go to ``meter_provider``, else to the global one, if there is one by then.
     OTLP is on only where ``OTEL_TRACES_EXPORTER`` or an ``OTEL_EXPORTER_OTLP_*ENDPOINT`` says so. ``classify_error``
     replaces `otel_chatdebug.classify_error`. ``http_spans`` also switches the stock httpx instrumentation on, for all
     requests that are no model calls; it imports httpx and httpx2, so alias them first.
@@ -74,7 +77,13 @@ def configure(
     delegate = None
     if settings.wants_otlp and provider in _made:  # one that was joined has exporters of its own
         delegate = BatchSpanProcessor(PiecewiseSpanExporter())
-    lifecycle.arm(settings, tracer_provider=tracer_provider, classify=classify_error, delegate=delegate)
+    lifecycle.arm(
+        settings,
+        tracer_provider=tracer_provider,
+        meter_provider=meter_provider,
+        classify=classify_error,
+        delegate=delegate,
+    )
     lifecycle.warm()
     if "*" not in settings.disabled_instrumentations:
         for name, instrumentor in INSTRUMENTORS.items():

@@ -18,6 +18,7 @@ from time import time_ns
 from typing import Any, Final
 
 from opentelemetry import trace
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
 
@@ -89,6 +90,7 @@ def arm(
     settings: Settings | None = None,
     *,
     tracer_provider: trace.TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
     classify: Callable[[BaseException | None], Status] | None = None,
     delegate: SpanProcessor | None = None,
     writer: Any = None,
@@ -123,6 +125,7 @@ def arm(
             replica_id=replica_id,
             redactor=Redactor(settings.allow_headers, settings.allow_query, settings.secret_keys),
             tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
             classify=_guarded(classify or classify_error),
         )
         _armed = _Armed(recorder, writer, tracer_provider)
@@ -276,6 +279,7 @@ def _after_fork_in_child() -> None:
     recorder = arm(
         old.settings,
         tracer_provider=armed.provider,
+        meter_provider=old.meter_provider,
         classify=old.classify,
         delegate=armed.delegate,
     )

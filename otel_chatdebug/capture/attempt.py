@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
@@ -33,6 +34,7 @@ from otel_chatdebug.capture.states import (
     outcome,
 )
 from otel_chatdebug.faults import fault
+from otel_chatdebug.pipeline.call_metrics import MOST_GAPS
 from otel_chatdebug.pipeline.live import end_span
 from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record
@@ -90,6 +92,7 @@ class Attempt:
         "finished_ns",
         "first_byte_ns",
         "format",
+        "gaps_ns",
         "id",
         "in_call",
         "last_byte_ns",
@@ -153,6 +156,8 @@ class Attempt:
         self.last_byte_ns: int | None = None
         self.end_of_body_ns: int | None = None
         self.longest_gap_ns = 0
+        self.gaps_ns = array("q") if requested_stream and step.metrics is not None else None
+        """Nanoseconds between the chunks of a stream, where a metric is made of them."""
         self.response_status: int | None = None
         self.response_headers: Any = None
         self.state = State.WAITING
@@ -252,6 +257,13 @@ class Attempt:
         self.bytes_received += len(data)
         if self.bytes_received >= self._digest_at:
             self.digest(wait=False)
+
+    def timed_chunk(self, data: bytes) -> None:
+        """Like `chunk`, and keeps when it came."""
+        last, gaps = self.last_byte_ns, self.gaps_ns
+        self.chunk(data)
+        if last is not None and gaps is not None and len(gaps) < MOST_GAPS:
+            gaps.append((self.last_byte_ns or last) - last)
 
     def emit(self, event: Event, payload: Any = None) -> None:
         """Something about the body's end was seen. Safe in finalizers; the inbox's thread is not woken."""

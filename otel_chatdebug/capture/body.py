@@ -80,7 +80,7 @@ class SyncBody(_Body):
     def __iter__(self) -> Iterator[bytes]:
         attempt = self._attempt
         attempt.begun = True
-        see = attempt.chunk
+        see = attempt.chunk if attempt.gaps_ns is None else attempt.timed_chunk
         try:
             for chunk in self._stream:
                 try:
@@ -109,7 +109,7 @@ class AsyncBody(_Body):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         attempt = self._attempt
         attempt.begun = True
-        see = attempt.chunk
+        see = attempt.chunk if attempt.gaps_ns is None else attempt.timed_chunk
         chunks = self._stream.__aiter__()
         try:
             async for chunk in chunks:

@@ -176,8 +176,11 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class h
         return tuple(item for item in _instruments_any if item.split()[0] == self.library)
 
     def _instrument(self, **kwargs: Any) -> None:
-        """``tracer_provider``: whose spans to make; default: the global one."""
-        lifecycle.arm(tracer_provider=kwargs.get("tracer_provider"))
+        """``tracer_provider`` and ``meter_provider``: whose spans and metrics to make; default: the global ones."""
+        lifecycle.arm(
+            tracer_provider=kwargs.get("tracer_provider"),
+            meter_provider=kwargs.get("meter_provider"),
+        )
         name = self.library
         _wanted.add(name)
         module = sys.modules.get(name)

@@ -147,6 +147,10 @@ class AttemptView(Protocol):
     @property
     def endpoint_label(self) -> str: ...
 
+    @property
+    def gaps_ns(self) -> Sequence[int] | None:
+        """Nanoseconds between the chunks of a stream, where a metric is made of them."""
+
     def run_left(self, at: int) -> None: ...
 
     def settled(self, at: int) -> None: ...

@@ -15,6 +15,7 @@ from typing import Any
 from opentelemetry.trace import Span, SpanContext
 
 from otel_chatdebug import attributes
+from otel_chatdebug.pipeline.call_metrics import CallMetrics, call_metrics
 from otel_chatdebug.pipeline.live import (
     NORMAL_EXIT,
     AttemptView,
@@ -38,9 +39,9 @@ class LiveStep:
     __slots__ = (
         "__weakref__", "_attempt_count", "_attempts", "_content_us", "_exit", "_left_ns", "_request", "_said",
         "_said_usage", "_scope_open", "_updated_us", "assistant_message_id", "attempt_numbers", "chat_id", "error",
-        "explicit", "final", "finished_ns", "history_tip_message_id", "id", "last_attempt", "metadata", "model",
-        "number", "operation", "operation_name", "options", "provider", "queued", "recorder", "response", "run",
-        "run_hold", "shared", "span", "span_context", "span_id", "started_ns", "status", "told", "trace_id",
+        "explicit", "final", "finished_ns", "history_tip_message_id", "id", "last_attempt", "metadata", "metrics",
+        "model", "number", "operation", "operation_name", "options", "provider", "queued", "recorder", "response",
+        "run", "run_hold", "shared", "span", "span_context", "span_id", "started_ns", "status", "told", "trace_id",
         "usage", "watch",
     )  # fmt: skip
 
@@ -102,6 +103,8 @@ class LiveStep:
         self.queued = False
         self.told = told
         """The attributes that its span was started with."""
+        self.metrics = call_metrics(recorder.meter_provider)
+        """Where its duration and its tokens are counted; None where nobody does, or somebody else."""
         self.options: dict[str, Any] = {}
         """``gen_ai.request.*`` and ``server.*`` attributes of the last request."""
         self._attempts: dict[str, AttemptView] = {}
@@ -151,6 +154,9 @@ class LiveStep:
             self._learn(attempt.facts)
             if attempt.final:
                 self.last_attempt = EndedAttempt(attempt)
+        if attempt.final and attempt.gaps_ns and self.metrics is not None:
+            given = self._metric_attributes()
+            self.recorder.inbox.defer(partial(self.metrics.chunks_came, given, attempt.gaps_ns, self.span_context))
         self._fold(at)
         self.recorder.mark(self)
 
@@ -224,7 +230,21 @@ class LiveStep:
                     partial(end_span, self.span, given, self.status, self.error, self.finished_ns)
                 )
                 self.span = None
+            if self.metrics is not None:
+                self._count(self.metrics, self.finished_ns)
         self.run.step_changed(self, at)
+
+    def _count(self, metrics: CallMetrics, finished_ns: int) -> None:
+        ended = partial(
+            metrics.call_ended,
+            self._metric_attributes(),
+            error_type=attributes.error_type(self),
+            seconds=max(0, finished_ns - self.started_ns) / 1e9,
+            to_first_chunk=self._to_first_chunk,
+            usage=self.usage,
+            span_context=self.span_context,
+        )
+        self.recorder.inbox.defer(ended)
 
     def _outcome(self) -> tuple[Status, Any]:
         """What ``finish`` said, else the exception, else the last attempt, else completed."""
@@ -242,9 +262,9 @@ class LiveStep:
         return Status.COMPLETED, None
 
     def _span_attributes(self) -> dict[str, Any]:
-        more, last = self.options, self.last_attempt
-        if self.operation == "stream" and last is not None and last.first_byte_ns is not None:
-            more = {**more, attributes.TIME_TO_FIRST_CHUNK: (last.first_byte_ns - self.started_ns) / 1e9}
+        more, waited = self.options, self._to_first_chunk
+        if waited is not None:
+            more = {**more, attributes.TIME_TO_FIRST_CHUNK: waited}
         return attributes.step_attributes(
             self,
             operation_name=self.operation_name,
@@ -253,7 +273,18 @@ class LiveStep:
             told=self.told,
         )
 
+    def _metric_attributes(self) -> dict[str, Any]:
+        return attributes.metric_attributes(self, operation_name=self.operation_name, server=self.options)
+
     # -- looking
+
+    @property
+    def _to_first_chunk(self) -> float | None:
+        """Seconds, of a stream."""
+        last = self.last_attempt
+        if self.operation != "stream" or last is None or last.first_byte_ns is None:
+            return None
+        return (last.first_byte_ns - self.started_ns) / 1e9
 
     @property
     def run_id(self) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Tracer
 
 from otel_chatdebug.attributes import SCHEMA_URL, encodable
@@ -80,6 +81,7 @@ class Recorder:
         replica_id: str,
         redactor: Redactor,
         tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
         classify: Callable[[BaseException | None], Status],
         service_name: str | None = None,
     ) -> None:
@@ -88,6 +90,8 @@ class Recorder:
         self.replica_id = replica_id
         self.redactor = redactor
         self.classify = classify
+        self.meter_provider = meter_provider
+        """Of the metrics of calls; None: the global one."""
         self.service_name = service_name
         self.inbox = Inbox()
         self.closed = False

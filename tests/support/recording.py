@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import httpx
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -142,6 +143,7 @@ def recording(
     sampler: Sampler | None = None,
     sdk: bool = True,
     classify: Callable[[BaseException | None], Status] | None = None,
+    meter_provider: MeterProvider | None = None,
     **settings: Any,
 ) -> Iterator[Recording]:
     """Records within the block, with both libraries instrumented. ``sdk=False``: there is only the API."""
@@ -151,7 +153,13 @@ def recording(
     if sdk:
         provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
-    recorder = lifecycle.arm(Settings.load(**settings), tracer_provider=provider, classify=classify, writer=sink)
+    recorder = lifecycle.arm(
+        Settings.load(**settings),
+        tracer_provider=provider,
+        meter_provider=meter_provider,
+        classify=classify,
+        writer=sink,
+    )
     assert recorder is not None
     instrumentors = [make() for make in INSTRUMENTORS.values()]
     for instrumentor in instrumentors:
