@@ -53,6 +53,14 @@ from otel_chatdebug.tables import schema
 IDS_PER_SELECT = 500
 """Ids in one ``IN (...)``; below the lowest limit on parameters that an SQLite of our time is built with (999)."""
 
+ALL_NUMBERS = 0x6368_6174_6E75_6D  # "chatnum"
+"""The advisory lock on PostgreSQL above those of single runs and steps: shared by those who take these, exclusive for
+a transaction that would take more than `MOST_LOCKS`."""
+
+MOST_LOCKS = 64
+"""Advisory locks of runs and steps that one transaction takes. As many as PostgreSQL has room for in the transaction of
+each of its connections (``max_locks_per_transaction``); beyond that room *everybody's* statements fail."""
+
 KEY = ("rank", "source", "updated_at", "replica_id")
 
 
@@ -284,7 +292,8 @@ def _assigned(table: Table, number: str, scope: str) -> ColumnElement[int | None
 def _lock_numbers(connection: Connection, folded: dict[type[Record], dict[str, Record]]) -> None:
     """Has the transactions that give numbers within the same run or step wait for each other.
 
-    SQLite has but one writer at a time; on PostgreSQL two of them could see the same number free.
+    SQLite has but one writer at a time; on PostgreSQL two of them could see the same number free. They are taken in the
+    order of their keys by all, so that two transactions never wait for each other.
     """
     scopes = {
         getattr(record, scope)
@@ -292,8 +301,13 @@ def _lock_numbers(connection: Connection, folded: dict[type[Record], dict[str, R
         if scope is not None
         for record in folded[kind].values()
     }
-    if scopes:
-        keys = [
-            int.from_bytes(hashlib.blake2b(scope.encode(), digest_size=8).digest(), signed=True) for scope in scopes
-        ]
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), [{"key": key} for key in sorted(keys)])
+    if not scopes:
+        return
+    if len(scopes) > MOST_LOCKS:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:all)"), {"all": ALL_NUMBERS})
+        return
+    connection.execute(text("SELECT pg_advisory_xact_lock_shared(:all)"), {"all": ALL_NUMBERS})
+    keys = [int.from_bytes(hashlib.blake2b(scope.encode(), digest_size=8).digest(), signed=True) for scope in scopes]
+    # A volatile function in the list of columns is called for the rows as they come, which is sorted.
+    in_order = text("SELECT count(pg_advisory_xact_lock(key)) FROM unnest(CAST(:keys AS bigint[])) AS key")
+    connection.execute(in_order, {"keys": sorted(keys)})

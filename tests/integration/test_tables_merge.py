@@ -1,23 +1,32 @@
-"""The merge rule in SQL gives what the fold in Python gives."""
+"""The merge rule in SQL gives what the fold in Python gives, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from functools import reduce
-from pathlib import Path
+from dataclasses import fields, replace
+from functools import partial, reduce
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, Table, delete, select
 
 from otel_chatdebug import records
 from otel_chatdebug.records import AttemptContent, AttemptRecord, Record, RunRecord, Source, StepContent, StepRecord
 from otel_chatdebug.tables import database, merge, migrations, schema
-from tests.support.records import NOW, attempt_record, histories, run_record, step_record
+from tests.support.at_once import at_once
+from tests.support.records import (
+    NOW,
+    attempt_content,
+    attempt_record,
+    histories,
+    run_record,
+    step_content,
+    step_record,
+)
 
 TABLES: dict[type[Record], Table] = {
     RunRecord: schema.runs,
@@ -26,14 +35,15 @@ TABLES: dict[type[Record], Table] = {
     StepContent: schema.step_contents,
     AttemptContent: schema.attempt_contents,
 }
+WRITERS = 3
+
 NUMBERS = {StepRecord: ("step_number", "run_id"), AttemptRecord: ("number", "step_id")}
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
-    """Two connections to one database."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('merge') / 'tables.db'}"
-    engines = [database.open_engine(url), database.open_engine(url)]
+@pytest.fixture
+def engines(database_url: str) -> Iterator[list[Engine]]:
+    """Connections of several writers to one database."""
+    engines = [database.open_engine(database_url) for _ in range(WRITERS)]
     migrations.upgrade(engines[0])
     yield engines
     for engine in engines:
@@ -41,11 +51,19 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = database.open_engine(f"sqlite:///{tmp_path / 'tables.db'}")
-    migrations.upgrade(engine)
-    yield engine
-    engine.dispose()
+def engine(engines: list[Engine]) -> Engine:
+    return engines[0]
+
+
+def empty(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for table in TABLES.values():
+            connection.execute(delete(table))
+
+
+def write_all(engine: Engine, batches: Sequence[Sequence[Record]]) -> None:
+    for batch in batches:
+        write(engine, *batch)
 
 
 def write(engine: Engine, *batch: Record) -> None:
@@ -78,12 +96,11 @@ def folded(history: Sequence[Record]) -> dict[tuple[type[Record], str], Record]:
     return {identity: reduce(records.merge, told) for identity, told in known.items()}
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the tables are emptied for each example
 @given(st.data())
 def test_any_history_gives_what_the_fold_in_python_gives(engines: list[Engine], data: st.DataObject) -> None:
     """Any order, any repetition, any batches, two connections; numbers are unique and stay what they are."""
-    with engines[0].begin() as connection:
-        for table in TABLES.values():
-            connection.execute(delete(table))
+    empty(engines[0])
     history = data.draw(histories())
     told = data.draw(
         st.permutations(history + data.draw(st.lists(st.sampled_from(history)) if history else st.just([])))
@@ -115,6 +132,37 @@ def test_any_history_gives_what_the_fold_in_python_gives(engines: list[Engine], 
         assert tuple(row[name] for name in merge.KEY) == record.key
         if record.source != Source.STUB:  # stubs of two children may have the same key
             assert {name: row[name] for name in as_row(record)} == as_row(record)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_writers_that_write_at_once_give_what_the_fold_in_python_gives(
+    engines: list[Engine], data: st.DataObject
+) -> None:
+    """Each has some of the records, in its order and its batches, and all write at the same time: none of them fails,
+    none waits for another for ever, and no number is given twice."""
+    empty(engines[0])
+    history = data.draw(histories(max_size=20))
+    again = data.draw(st.lists(st.sampled_from(history), max_size=5)) if history else []
+    shares: list[list[list[Record]]] = [[] for _ in engines]
+    for record in data.draw(st.permutations(history + again)):
+        share = shares[data.draw(st.integers(0, len(shares) - 1))]
+        if not share or data.draw(st.booleans()):
+            share.append([])
+        share[-1].append(record)
+    at_once([partial(write_all, engine, share) for engine, share in zip(engines, shares, strict=True)])
+
+    expected = folded(history)
+    found = {(kind, id): row for kind in TABLES for id, row in rows(engines[0], kind).items()}
+    assert found.keys() == expected.keys()
+    for identity, record in expected.items():
+        row = found[identity]
+        assert tuple(row[name] for name in merge.KEY) == record.key
+        if record.source != Source.STUB:
+            assert {name: row[name] for name in as_row(record)} == as_row(record)
+    for kind, (number, scope) in NUMBERS.items():
+        given_numbers = [(row[scope], row[number]) for row in rows(engines[0], kind).values() if row[number]]
+        assert len(given_numbers) == len(set(given_numbers))
 
 
 def test_the_proposed_number_is_taken_where_it_is_free_and_else_the_next(engine: Engine) -> None:
@@ -197,9 +245,62 @@ def test_absent_json_is_null_in_sql(engine: Engine) -> None:
         assert connection.exec_driver_sql("SELECT count(*) FROM chat_debug_runs WHERE summary IS NULL").scalar() == 1
 
 
-def test_times_are_text_with_microseconds(engine: Engine) -> None:
+def test_times_have_microseconds_and_no_time_zone_of_a_server(engine: Engine) -> None:
     write(engine, run_record(started_at=1_000_001))
     with engine.connect() as connection:
-        text = connection.exec_driver_sql("SELECT started_at FROM chat_debug_runs").scalar()
-    assert text == "1970-01-01 00:00:01.000001"
+        as_text = "CAST(started_at AT TIME ZONE 'UTC' AS text)" if engine.name == "postgresql" else "started_at"
+        shown = connection.exec_driver_sql(f"SELECT {as_text} FROM chat_debug_runs").scalar()
+    assert shown == "1970-01-01 00:00:01.000001"
     assert rows(engine, RunRecord)["run"]["started_at"] == 1_000_001
+
+
+def test_steps_that_many_number_at_once_have_numbers_of_their_own(engines: list[Engine]) -> None:
+    """Every one of them proposes the same numbers, a batch is large enough for the lock on all, and none fails."""
+    size = merge.MOST_LOCKS * 2
+    # Not as stubs: those are merged by every step, so that their rows alone would have the writers wait for each other.
+    write(engines[0], *map(run_record, ["one", "two", *(f"run {n}" for n in range(size))]))
+
+    def steps(writer: str, run: str, of: range) -> list[Record]:
+        return [step_record(f"{writer}{run}{n}", run_id=run, step_number=n) for n in of]
+
+    def many(engine: Engine, writer: str) -> None:
+        for first in (1, 4, 7):
+            write(
+                engine, *steps(writer, "one", range(first, first + 3)), *steps(writer, "two", range(first, first + 3))
+            )
+            write(engine, *(step_record(f"{writer}{n}-{first}", run_id=f"run {n}") for n in range(size)))
+
+    at_once([partial(many, engine, name) for engine, name in zip(engines, "abc", strict=True)])
+    found = list(rows(engines[0], StepRecord).values())
+    for run in ("one", "two"):
+        assert sorted(row["step_number"] for row in found if row["run_id"] == run) == list(range(1, 9 * WRITERS + 1))
+    for n in range(size):
+        assert sorted(row["step_number"] for row in found if row["run_id"] == f"run {n}") == list(range(1, 10))
+
+
+@pytest.mark.parametrize("kinds", [[StepRecord, AttemptRecord], [RunRecord, StepContent, AttemptContent]])
+def test_batches_that_write_the_same_rows_in_other_orders_do_not_wait_for_each_other_for_ever(
+    engines: list[Engine], kinds: list[type[Record]]
+) -> None:
+    """A deadlock is an error of PostgreSQL's, and fails here. Those with numbers, and those without, each have a way of
+    their own to avoid it."""
+    names = [f"{n:03}" for n in range(200 if RunRecord in kinds else merge.MOST_LOCKS // 2)]
+    made: list[Record] = []
+    for name in names:
+        made += [run_record(name), step_record(name, run_id=name), attempt_record(name, run_id=name, step_id=name)]
+        made += [step_content(name, run_id=name), attempt_content(name, run_id=name, step_id=name)]
+    write(engines[0], *(record for record in made if isinstance(record, RunRecord | StepRecord)))
+    made = [record for record in made if type(record) in kinds]
+
+    def many(engine: Engine, number: int) -> None:
+        for turn in range(10):
+            batch = [replace(record, updated_at=NOW + turn, replica_id=str(number)) for record in made]
+            random.Random(f"{number}-{turn}").shuffle(batch)
+            write(engine, *batch)
+
+    at_once([partial(many, engine, number) for number, engine in enumerate(engines)])
+    for kind in kinds:
+        found = rows(engines[0], kind)
+        assert {id: (row["updated_at"], row["replica_id"]) for id, row in found.items()} == {
+            name: (NOW + 9, str(WRITERS - 1)) for name in names
+        }
