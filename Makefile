@@ -2,11 +2,12 @@
 # git ignores: .venv (versions pinned by constraints.txt), .venv-bench, .cache (the collector and Jaeger of the tests).
 #
 #   make PYTHON=/path/to/python3 ...   another Python (3.11 or newer) for the environment
-#   make test ARGS='-k sse -x'         arguments for pytest
+#   make test ARGS='-k sse -x'         arguments for pytest; -n 0 runs the tests in one process, for a debugger
 
 SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
+PYTEST := -m pytest --numprocesses auto --dist worksteal
 
 VENV := .venv
 BENCH_VENV := .venv-bench
@@ -30,10 +31,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@$(PY) -m tests.support.backends
-	$(PY) -m pytest $(ARGS)
+	$(PY) $(PYTEST) $(ARGS)
 
 unit: $(VENV)/.dev
-	$(PY) -m pytest tests/unit $(ARGS)
+	$(PY) $(PYTEST) tests/unit $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -26,6 +26,9 @@ NOT_OURS = ("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "openai")
 """The GenAI instrumentation is there for the tests that adopt its spans; `opentelemetry-instrument` would switch it
 on in all the others, too."""
 
+TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""What says how wide and colourful output is; pytest-xdist sets COLUMNS for its workers."""
+
 
 def _clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
@@ -38,6 +41,8 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """Whoever runs the tests has settings and recordings of their own: none is read and none is touched."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         _clear_environment(monkeypatch)
+        for name in TERMINAL:
+            monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
