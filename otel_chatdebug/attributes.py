@@ -70,6 +70,7 @@ _OF_THE_ROW: Final = {
     "replica_id": "of the process that writes the row",
     "updated_at": "the end of the span",
     "heartbeat_at": "of the writer",
+    "changed_at": "of the writer",
 }
 
 NOT_CARRIED: Final = {

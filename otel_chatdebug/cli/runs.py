@@ -32,9 +32,9 @@ def runs(chat_id: str | None, status: str | None, limit: int, as_json: bool) -> 
     with open_database(url) as engine:
         from otel_chatdebug.tables import queries
 
-        found = queries.list_runs(engine, chat_id=chat_id, status=status, limit=limit)
+        found = queries.list_runs(engine, queries.RunFilter(chat_id=chat_id, status=status), limit=limit)
     if as_json:
-        print_json(found)
+        print_json(list(found))
         return
     from otel_chatdebug.cli import render
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, literal, select, text, union_all, update
 
@@ -43,11 +43,12 @@ def finalize_stale(engine: Engine, stale_after: float) -> Swept:
         before = _now(connection) - round(stale_after * 1_000_000)
         for table in schema.STATE_TABLES:
             last = func.coalesce(table.c.heartbeat_at, table.c.started_at)
-            changes = {
+            changes: dict[str, Any] = {
                 "status": Status.INTERRUPTED,
                 "rank": AttemptRank.LEFT,  # the priority of interrupted, for runs and steps: 1 as well
                 "updated_at": last,
                 "finished_at": last,
+                "changed_at": schema.utc_now(),
             }
             if table is schema.attempts:
                 changes["end_reason"] = "stale"

@@ -1,9 +1,10 @@
 """The merge rule of `otel_chatdebug.records` in SQL: one upsert for each kind of record.
 
 ``INSERT ... ON CONFLICT (id) DO UPDATE ... WHERE`` the new key is higher: the same fold as `records.merge`, whatever
-the order, the repetition and the number of writers. Three columns stand outside of it:
+the order, the repetition and the number of writers. These columns stand outside of it:
 
 - ``heartbeat_at`` is the database's clock at the insert, and moves by `heartbeat` alone.
+- ``changed_at`` is the database's clock whenever the row is written (a heartbeat does not count): live views follow it.
 - ``step_number`` of a step and ``number`` of an attempt are proposed by the record and assigned when the row is
   inserted: the proposed one if it is free, else the next free one of its run (its step). A stub has none yet.
 
@@ -62,6 +63,9 @@ MOST_LOCKS = 64
 each of its connections (``max_locks_per_transaction``); beyond that room *everybody's* statements fail."""
 
 KEY = ("rank", "source", "updated_at", "replica_id")
+
+CLOCKS = ("heartbeat_at", "changed_at")
+"""Columns that hold the database's clock; no record carries them."""
 
 
 class _Kind(NamedTuple):
@@ -253,19 +257,21 @@ def _upsert(kind: _Kind, dialect: str) -> tuple[Insert, dict[str, str]]:
     """The statement for a kind of record; for each column that a record gives, the record's attribute."""
     table, number, scope = kind
     id = next(iter(table.primary_key.columns)).name
-    attributes = {c.name: "id" if c.name == id else c.name for c in table.columns if c.name != "heartbeat_at"}
+    attributes = {c.name: "id" if c.name == id else c.name for c in table.columns if c.name not in CLOCKS}
     # A column's own name is reserved for the parameters that SQLAlchemy makes by itself.
     values: dict[str, Any] = {
         name: bindparam(_parameter(attribute), type_=table.c[name].type) for name, attribute in attributes.items()
     }
     if number and scope:
         values[number] = _assigned(table, number, scope)
-    if "heartbeat_at" in table.c:
-        values["heartbeat_at"] = schema.utc_now()
+    clocks = [name for name in CLOCKS if name in table.c]
+    values |= dict.fromkeys(clocks, schema.utc_now())
 
     insert = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table).values(values)
     new = insert.excluded
     changes: dict[str, Any] = {name: new[name] for name in attributes if name != id}
+    if "changed_at" in clocks:
+        changes["changed_at"] = new["changed_at"]
     if number and scope:
         kept = and_(table.c[scope] == new[scope], table.c[number].is_not(None))
         changes[number] = case((kept, table.c[number]), else_=new[number])

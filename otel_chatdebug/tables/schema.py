@@ -179,7 +179,10 @@ runs = Table(
     _required("replica_id"),
     _time("started_at"),
     _time("updated_at"),
-    *_times("heartbeat_at", "finished_at"),
+    # `changed_at` is when the row was last written, by the database's clock: what live views follow. NULL for rows that
+    # were not written since revision 0002. `updated_at` cannot be followed: it is each process's clock, and the sweep
+    # sets it back to the last heartbeat.
+    *_times("heartbeat_at", "finished_at", "changed_at"),
 )
 
 steps = Table(
@@ -199,7 +202,7 @@ steps = Table(
     _required("replica_id"),
     _time("started_at"),
     _time("updated_at"),
-    *_times("heartbeat_at", "finished_at"),
+    *_times("heartbeat_at", "finished_at", "changed_at"),
     UniqueConstraint("run_id", "step_number", name="uq_chat_debug_steps_number"),
 )
 
@@ -238,6 +241,7 @@ attempts = Table(
     _time("updated_at"),
     *_times("heartbeat_at", "finished_at"),
     Column("duration_ms", Float(53)),
+    *_times("changed_at"),
     UniqueConstraint("step_id", "number", name="uq_chat_debug_attempts_number"),
 )
 
@@ -285,7 +289,10 @@ OPEN: ColumnElement[bool] = literal_column("status = 'in_progress'")
 """Rows that are open. Literal, so that SQLite's planner may use the partial indexes below."""
 
 Index("ix_chat_debug_runs_started", runs.c.started_at, runs.c.id)
-Index("ix_chat_debug_runs_chat", runs.c.chat_id, runs.c.started_at)
+# With the status, so that a chat's runs are counted by it without reading them.
+Index("ix_chat_debug_runs_chat", runs.c.chat_id, runs.c.started_at, runs.c.id, runs.c.status)
+for _column in (runs.c.status, runs.c.kind, runs.c.model):
+    Index(f"ix_chat_debug_runs_{_column.name}", _column, runs.c.started_at, runs.c.id)
 Index("ix_chat_debug_attempts_run", attempts.c.run_id)
 Index("ix_chat_debug_step_contents_run", step_contents.c.run_id)
 Index("ix_chat_debug_step_contents_updated", step_contents.c.updated_at)
@@ -293,3 +300,4 @@ Index("ix_chat_debug_attempt_contents_run", attempt_contents.c.run_id)
 Index("ix_chat_debug_attempt_contents_updated", attempt_contents.c.updated_at)
 for _table in STATE_TABLES:
     Index(f"ix_{_table.name}_open", _table.c.heartbeat_at, sqlite_where=OPEN, postgresql_where=OPEN)
+    Index(f"ix_{_table.name}_changed", _table.c.changed_at, _table.c.id)

@@ -47,7 +47,7 @@ def test_migrations_build_what_the_schema_declares(engine: Engine, tmp_path: Pat
 
 def test_the_columns_are_those_of_the_design() -> None:
     columns = {table.name.removeprefix("chat_debug_"): set(table.c.keys()) for table in schema.metadata.sorted_tables}
-    state = "status rank source trace_id span_id replica_id started_at updated_at heartbeat_at finished_at"
+    state = "status rank source trace_id span_id replica_id started_at updated_at heartbeat_at finished_at changed_at"
     of = {
         "runs": "id chat_id root_chat_id parent_chat_id owner_id model_config_id trigger_message_id kind provider "
         f"model history_tip_message_id summary error service_name {state}",

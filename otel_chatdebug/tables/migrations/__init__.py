@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from otel_chatdebug.tables.database import DatabaseError
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision that this code knows."""
 
 VERSION_TABLE = "chat_debug_version"
