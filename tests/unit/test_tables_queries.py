@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from otel_chatdebug.records import Record
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import database, merge, migrations, queries
 from otel_chatdebug.tables.database import NoDatabase
+from otel_chatdebug.tables.queries import RunFilter
 from tests.support.records import NOW, attempt_content, attempt_record, run_record, step_content, step_record
 
 
@@ -62,40 +65,6 @@ def test_tables_of_another_version_are_refused(
         queries.open_for_reading(f"sqlite:///{tmp_path / 'tables.db'}")
 
 
-def test_runs_come_newest_first_and_in_pages(writing: Engine, engine: Engine) -> None:
-    write(writing, *(run_record(f"{number}", started_at=NOW + number // 3) for number in range(8)))
-    pages, last = [], None
-    while page := queries.list_runs(engine, limit=3, before=last):
-        pages.append([run["id"] for run in page])
-        last = page[-1]["id"]
-    assert pages == [["7", "6", "5"], ["4", "3", "2"], ["1", "0"]]
-    with pytest.raises(queries.NotFound):
-        queries.list_runs(engine, before="nobody")
-
-
-def test_runs_are_found_by_chat_status_and_kind(writing: Engine, engine: Engine) -> None:
-    write(
-        writing,
-        run_record("chat", chat_id="c"),
-        run_record("failed", status=Status.ERROR, rank=2),
-        run_record("title", kind="title_generation"),
-    )
-    assert [run["id"] for run in queries.list_runs(engine, chat_id="c")] == ["chat"]
-    assert [run["id"] for run in queries.list_runs(engine, status="error")] == ["failed"]
-    assert [run["id"] for run in queries.list_runs(engine, kind="title_generation")] == ["title"]
-
-
-def test_a_prefix_finds_the_run_that_has_it(writing: Engine, engine: Engine) -> None:
-    write(writing, run_record("abc1"), run_record("abd2"), run_record("abd"))
-    assert queries.find_run(engine, " ABC ") == "abc1"
-    assert queries.find_run(engine, "abd") == "abd"
-    with pytest.raises(queries.Ambiguous, match="abc1, abd, abd2"):
-        queries.find_run(engine, "ab")
-    for nobody in ("x", "", "ab%", "_bc1"):
-        with pytest.raises(queries.NotFound, match="otel-chatdebug runs"):
-            queries.find_run(engine, nobody)
-
-
 def test_a_run_is_loaded_with_all_below_it_in_order(writing: Engine, engine: Engine) -> None:
     write(
         writing,
@@ -124,3 +93,75 @@ def test_a_run_is_loaded_with_all_below_it_in_order(writing: Engine, engine: Eng
     json.dumps(run)
     with pytest.raises(queries.NotFound):
         queries.load_run(engine, "nobody")
+
+
+AT = datetime(2026, 1, 31, tzinfo=UTC)
+
+QUERIES: dict[str, Callable[[Engine], object]] = {
+    "runs": lambda engine: queries.list_runs(engine),
+    "runs of the next page": lambda engine: queries.list_runs(engine, cursor=queries.list_runs(engine, limit=1).older),
+    "runs of the page before": lambda engine: queries.list_runs(
+        engine, cursor=queries.list_runs(engine, cursor=queries.list_runs(engine, limit=1).older).newer
+    ),
+    "runs of a chat": lambda engine: queries.list_runs(engine, RunFilter(chat_id="chat")),
+    "runs of a status": lambda engine: queries.list_runs(engine, RunFilter(status="error")),
+    "runs of a kind": lambda engine: queries.list_runs(engine, RunFilter(kind="chat_turn")),
+    "runs of a model": lambda engine: queries.list_runs(engine, RunFilter(model="gpt-5-mini")),
+    "runs of a time": lambda engine: queries.list_runs(engine, RunFilter(since=AT, until=AT)),
+    "runs by text": lambda engine: queries.list_runs(engine, RunFilter(text="sky")),
+    "runs by error": lambda engine: queries.list_runs(engine, RunFilter(error="429")),
+    "runs by all": lambda engine: queries.list_runs(
+        engine,
+        RunFilter(chat_id="chat", kind="chat_turn", status="completed", model="gpt", since=AT, text="sky", error="429"),
+    ),
+    "chats": lambda engine: queries.list_chats(engine),
+    "chats by text": lambda engine: queries.list_chats(engine, text="chat"),
+    "facets": queries.facets,
+    "find": lambda engine: queries.find(engine, "attempt2"),
+    "run": lambda engine: queries.load_run(engine, "run2"),
+    "run without content": lambda engine: queries.load_run(engine, "run2", content=False),
+    "step content": lambda engine: queries.load_step_content(engine, "step2"),
+    "attempt content": lambda engine: queries.load_attempt_content(engine, "attempt2"),
+    "body": lambda engine: queries.load_body(engine, "attempt2", "request_body"),
+    "messages": lambda engine: queries.load_messages(engine, "step2", "request"),
+    "waiting": lambda engine: queries.list_waiting(engine),
+    "waiting in a chat": lambda engine: queries.list_waiting(engine, chat_id="chat"),
+    "waiting in a run": lambda engine: queries.list_waiting(engine, run_id="run1"),
+    "changes": lambda engine: queries.Follower(engine, cursor="0").poll(),
+    "changes of a chat": lambda engine: queries.Follower(engine, chat_id="chat", cursor="0").poll(),
+    "changes of a run": lambda engine: queries.Follower(engine, run_id="run1", cursor="0").poll(),
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_every_query_goes_by_an_index(name: str, writing: Engine, engine: Engine) -> None:
+    """SQLite's own plan of each statement looks through no table and sorts no list of runs."""
+    for n in range(4):
+        open_or_not = {} if n % 2 else {"status": Status.COMPLETED, "rank": 3, "finished_at": NOW}
+        write(
+            writing,
+            run_record(f"run{n}", chat_id="chat", model="gpt", started_at=NOW + n, **open_or_not),
+            step_record(f"step{n}", run_id=f"run{n}", chat_id="chat"),
+            attempt_record(f"attempt{n}", step_id=f"step{n}", run_id=f"run{n}", chat_id="chat"),
+            step_content(f"step{n}", run_id=f"run{n}"),
+            attempt_content(f"attempt{n}", step_id=f"step{n}", run_id=f"run{n}"),
+        )
+    statements: list[tuple[str, Any]] = []
+
+    def remember(connection: object, cursor: object, statement: str, parameters: object, *_: object) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", remember)
+    QUERIES[name](engine)
+    event.remove(engine, "before_cursor_execute", remember)
+    tables = [(statement, parameters) for statement, parameters in statements if "chat_debug_" in statement]
+    assert tables, "a plan is asked for nothing"
+    with engine.connect() as connection:
+        raw: Any = connection.connection.dbapi_connection
+        raw.create_function("casefold", 1, str, deterministic=True)
+        for statement, parameters in tables:
+            plan = [row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            whole = [line for line in plan if re.search(r"^SCAN (?!known)(?!.* USING (COVERING )?INDEX)", line)]
+            assert not whole, (statement, plan)
+            if re.search(r"ORDER BY chat_debug_runs.started_at", statement):
+                assert not [line for line in plan if "TEMP B-TREE" in line], (statement, plan)

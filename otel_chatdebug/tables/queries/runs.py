@@ -90,8 +90,7 @@ def list_runs(
     which = which or RunFilter()
     driver, rest = _conditions(which)
     with engine.connect() as connection:
-        if which.text or which.error is not None:
-            _teach(connection)
+        rest += _text_conditions(connection, which)
         return cast(Page[Run], _page(connection, driver, rest, which, limit, cursor, most_scanned))
 
 
@@ -117,7 +116,6 @@ def list_chats(
     ]
     with engine.connect() as connection:
         if text:
-            _teach(connection)
             rest.append(_contains(connection, runs.c.chat_id, text))
         latest = cast(Page[Run], _page(connection, None, rest, RunFilter(), limit, cursor, most_scanned))
         counts = _counts(connection, [str(run["chat_id"]) for run in latest])
@@ -141,7 +139,7 @@ def facets(engine: Engine) -> Facets:
 
 
 def _conditions(which: RunFilter) -> tuple[ColumnElement[bool] | None, list[Any]]:
-    """The condition whose index drives the query, and the others; those on text are made by `_page`."""
+    """The condition on a column whose index drives the query, and those on other columns."""
     runs = schema.runs
     given: list[tuple[Column[Any], str]] = []
     common = which.status == Status.COMPLETED  # most runs are: any other column tells more
@@ -173,7 +171,6 @@ def _page(
     runs = schema.runs
     start = None if cursor is None else Cursor.decode(cursor)
     to_newer = start is not None and start.to_newer
-    rest = [*rest, *_text_conditions(connection, which)]
     bounds: list[ColumnElement[bool]] = [] if driver is None else [driver]
     if which.since is not None:
         bounds.append(runs.c.started_at >= _time(which.since))
@@ -263,18 +260,22 @@ def _has_error(connection: Connection, table: FromClause, part: str) -> ColumnEl
 def _contains(connection: Connection, value: ColumnElement[Any], part: str) -> ColumnElement[bool]:
     """Whether the text has this part, in upper or lower case."""
     if connection.dialect.name == "sqlite":
-        return func.instr(func.casefold(value), literal(part.casefold(), SQLText())) > 0
-    # The database's own collation, not the column's "C", in which only ASCII has upper and lower case.
-    default = sql_cast(value, SQLText()).collate("default")
-    return func.strpos(func.lower(default), func.lower(literal(part, SQLText()))) > 0
-
-
-def _teach(connection: Connection) -> None:
-    """Gives SQLite a function for text of any script: its own LIKE and lower() know the case of ASCII only."""
-    if connection.dialect.name == "sqlite":
-        raw = connection.connection.dbapi_connection
-        assert raw is not None
+        # A function for text of any script: SQLite's own LIKE and lower() know the case of ASCII only.
+        raw: Any = connection.connection.dbapi_connection
         raw.create_function("casefold", 1, _casefold, deterministic=True)
+        return func.instr(func.casefold(value), literal(part.casefold(), SQLText())) > 0
+    # The same for PostgreSQL: in the collation "C", which the column has and the database may have, lower() is so too.
+    known = connection.scalars(text("SELECT collname FROM pg_collation WHERE collname = ANY (:names)"), {"names": _ICU})
+    collation = next(iter(known), "default")
+    lowered, sought = (
+        func.lower(sql_cast(side, SQLText()).collate(collation)) for side in (value, literal(part, SQLText()))
+    )
+    return func.strpos(lowered, sought) > 0
+
+
+_ICU = ["und-x-icu", "pg_c_utf8"]
+"""Collations of PostgreSQL that know the case of any script. A server has the first if it was built with ICU, as nearly
+all are, and the second from version 17 on."""
 
 
 def _casefold(value: object) -> str | None:
