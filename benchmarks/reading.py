@@ -224,8 +224,8 @@ INTRODUCTION: Final = f"""# What reading costs
 *Made by `python -m benchmarks.reading --write`; not to be edited by hand.*
 
 Each query of the read side, {ROUNDS} times, in one process with a warm cache. The reach is {REACH_MS:.0f} ms for a
-list of 50 runs out of a million. A search for text looks at runs one by one; it is told to give up after 50,000 and says where it
-stopped, so it takes the same time however many there are.
+list of 50 runs out of a million. A search for text looks at runs one by one; it is told to give up after 50,000 and
+says where it stopped, so it takes the same time however many there are.
 """
 
 
