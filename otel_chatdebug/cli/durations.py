@@ -6,7 +6,6 @@ import contextlib
 import math
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import click
 
@@ -40,41 +39,24 @@ def parse(text: str) -> float:
     return seconds
 
 
-class Duration(click.ParamType):
-    """An option that takes a duration; its value is a number of seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        try:
-            return parse(value)
-        except ValueError as exc:
-            self.fail(f"{exc}.", param, ctx)
+def duration(value: str) -> float:
+    """The type of an option that takes a duration: seconds."""
+    try:
+        return parse(value)
+    except ValueError as exc:
+        raise click.BadParameter(f"{exc}.") from None
 
 
-class Moment(click.ParamType):
-    """An option that takes a time, or how long ago it was; its value is a `datetime` with a time zone."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        with contextlib.suppress(ValueError):
-            if not value.strip().isdigit():  # 20260131 is a date, and 2026 neither
-                return datetime.now(UTC) - timedelta(seconds=parse(value))
-        try:
-            moment = datetime.fromisoformat(value.strip())
-            # A time without a zone is that of the wall clock here.
-            return moment if moment.tzinfo is not None else moment.astimezone()
-        except (ValueError, OverflowError, OSError):
-            self.fail(
-                f"{value!r} is no time: write how long ago (30m, 2h, 7d) or a time (2026-01-31, 2026-01-31T14:30).",
-                param,
-                ctx,
-            )
-
-
-DURATION, MOMENT = Duration(), Moment()
+def moment(value: str) -> datetime:
+    """The type of an option that takes a time, or how long ago it was; with a time zone."""
+    with contextlib.suppress(ValueError):
+        if not value.strip().isdigit():  # 20260131 is a date, and 2026 neither
+            return datetime.now(UTC) - timedelta(seconds=parse(value))
+    try:
+        time = datetime.fromisoformat(value.strip())
+        # A time without a zone is that of the wall clock here.
+        return time if time.tzinfo is not None else time.astimezone()
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(
+            f"{value!r} is no time: write how long ago (30m, 2h, 7d) or a time (2026-01-31, 2026-01-31T14:30)."
+        ) from None
