@@ -31,6 +31,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@$(PY) -m tests.support.backends
+	@$(PY) -m tests.support.browser
 	$(PY) $(PYTEST) $(ARGS)
 
 unit: $(VENV)/.dev

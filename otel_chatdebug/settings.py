@@ -96,6 +96,7 @@ def _setting(variable: str, default: Any, parse: Callable[[str], Any], meaning: 
     """A dataclass field with what the README's table and `Settings.load` need in its metadata."""
     return field(
         default=default,
+        repr=not variable.endswith("_TOKEN"),
         metadata={"variable": variable, "parse": parse, "meaning": meaning, "shown": shown or f"`{default}`"},
     )
 
@@ -169,6 +170,13 @@ class Settings:
         _names,
         "Names of further JSON keys whose values are secrets, separated by commas; `*` matches any text.",
         "none",
+    )
+    viewer_token: str = _setting(
+        "OTEL_CHATDEBUG_TOKEN",
+        "",
+        str.strip,
+        "What opens the web page. It is shown nowhere.",
+        "a new one at each start",
     )
     sdk_disabled: bool = _setting(
         "OTEL_SDK_DISABLED",

@@ -11,7 +11,6 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_chatdebug.records import AttemptContent, ContentRank, Record
-from otel_chatdebug.wire import registry
 from otel_chatdebug.wire.sse import SSEDecoder
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Content:
             self._request_body = redactor.body(raw, request.headers.get("content-type"))
             return
         self._request_body, unchanged = redactor.json_body(parsed)
-        self._request = registry.normalize_request(attempt.format, parsed, attempt.path)
+        self._request = attempt.format.normalize_request(parsed)
         if not unchanged:
             self._request = redactor.json_value(self._request)
 
@@ -113,7 +112,7 @@ class Content:
         if attempt.reader is not None:
             # Its texts come in fragments, so they are redacted when they are whole; and what there had to be taken out
             # of them must not be read in the fragments either.
-            response = registry.assemble(attempt.format, _events(kept))
+            response = attempt.format.assemble(_events(kept))
             redacted = redactor.json_value(response)
             harmless = redacted == response
             body = redactor.body(kept, "text/event-stream", framed=True, complete=whole, fragments=harmless)
@@ -123,7 +122,7 @@ class Content:
             content_type = attempt.response_headers.get("content-type")
             return redactor.body(kept, content_type, complete=whole), None
         body, unchanged = redactor.json_body(parsed)
-        response = registry.normalize_response(attempt.format, parsed)
+        response = attempt.format.normalize_response(parsed)
         return body, response if unchanged else redactor.json_value(response)
 
 

@@ -16,6 +16,7 @@ from otel_chatdebug.cli.db import db
 from otel_chatdebug.cli.demo import demo
 from otel_chatdebug.cli.info import info
 from otel_chatdebug.cli.runs import runs
+from otel_chatdebug.cli.serve import serve
 from otel_chatdebug.cli.show import show
 from otel_chatdebug.cli.sweep import sweep
 from otel_chatdebug.version import __version__
@@ -36,6 +37,10 @@ def main() -> None:
       otel-chatdebug show RUN_ID
 
     \b
+    In a browser, live:
+      otel-chatdebug serve
+
+    \b
     Nothing recorded yet?
       otel-chatdebug demo
     """
@@ -44,5 +49,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign must not end the command
 
 
-for command in (info, runs, show, sweep, demo, db):
+for command in (info, runs, show, serve, sweep, demo, db):
     main.add_command(command)

@@ -44,9 +44,9 @@ def database_option(function: F) -> F:
     )(function)
 
 
-def settings() -> Settings:
-    """The settings in force for the command that runs."""
-    return Settings.load(database_url=click.get_current_context().meta.get(_URL))
+def settings(**overrides: Any) -> Settings:
+    """The settings in force for the command that runs. What its options say goes over the environment."""
+    return Settings.load(database_url=click.get_current_context().meta.get(_URL), **overrides)
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def sentences() -> Iterator[None]:
     """Turns what reading can raise into one sentence and exit status 1."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from otel_chatdebug.cli.render import clean
     from otel_chatdebug.tables import database, queries
+    from otel_chatdebug.words import clean
 
     try:
         yield
@@ -98,7 +98,7 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """Pure JSON on standard output, without a raw control character."""
-    from otel_chatdebug.cli.render import clean_json
+    from otel_chatdebug.words import clean_json
 
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
     click.echo(clean_json(json.dumps(value, ensure_ascii=ascii_only, indent=2)))

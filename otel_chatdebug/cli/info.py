@@ -65,7 +65,7 @@ def _database(url: str) -> tuple[list[tuple[str, str]], Exception | None]:
     if path is not None:
         rows.append(("File", str(path)))
         if path.exists():
-            from otel_chatdebug.cli.render import size
+            from otel_chatdebug.words import size
 
             parts = [path.with_name(path.name + suffix) for suffix in ("", "-wal")]
             rows.append(("Size", size(sum(part.stat().st_size for part in parts if part.exists()))))
@@ -114,6 +114,8 @@ def _shown(name: str, value: Any) -> str:
         from otel_chatdebug.tables import database
 
         return database.redacted(value)
+    if name == "viewer_token":
+        return "(set)"
     if isinstance(value, tuple):
         return ", ".join(value)
     if isinstance(value, bool):
@@ -153,6 +155,6 @@ def _grid(*titles: str) -> Table:
 def _text(value: str, style: str = "") -> Any:
     from rich.text import Text
 
-    from otel_chatdebug.cli.render import clean
+    from otel_chatdebug.words import clean
 
     return Text(clean(value), style=style)

@@ -7,25 +7,36 @@ else's text and may hold terminal escapes, so every word of it passes through `c
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-Row: TypeAlias = Mapping[str, Any]
-"""A run, a step or an attempt: column names to values, times as ISO 8601 strings."""
+from otel_chatdebug.words import (
+    END_REASONS,
+    QUIET_AFTER,
+    SO_FAR,
+    STATUS_SIGNS,
+    Row,
+    clean,
+    duration,
+    error_text,
+    lasted,
+    moment,
+    one_line,
+    plural,
+    short_count,
+    size,
+    usage_text,
+)
 
 STALE_AFTER = 300.0
 """Seconds; as ``Settings.stale_after``."""
-
-QUIET_AFTER = 5.0
-"""Seconds without a byte after which an open stream is called quiet. Counters are written every few seconds."""
 
 MESSAGES = 3
 """The last messages of a request that are shown; the earlier ones are counted."""
@@ -40,63 +51,13 @@ ID_LENGTH = 8
 """Characters of an id in the list, or more where two would look the same."""
 
 STATUS_STYLES = {"completed": "green", "error": "red", "interrupted": "yellow", "in_progress": "cyan"}
-STATUS_SIGNS = {"completed": "✓", "error": "✗", "interrupted": "■", "in_progress": "●"}
-
-SO_FAR = " so far"
-
-END_REASONS = {
-    "transport_error": "no answer came",
-    "cancelled": "cancelled by the application",
-    "sse_eof": "stream read to its end",
-    "body_close": "read to its end and closed",
-    "early_close": "closed before its end",
-    "close_error": "closing it failed",
-    "read_error": "reading it failed",
-    "abandoned": "dropped by the application, neither read to its end nor closed",
-    "run_end": "left half read when the run ended",
-    "shutdown": "still open when the process ended",
-    "stale": "its process died: no heartbeat any more",
-}
-"""In words, for the ``end_reason`` column."""
 
 _TOTALS = ("input_tokens", "output_tokens")
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def clean(value: object) -> str:
-    """Text that is safe to print: control characters become visible signs; tabs and newlines stay.
-
-    Besides ESC and its kin of C0 and C1 that covers what turns the direction of writing, which can make a line read
-    as another one, and lone surrogates, which no encoding takes.
-    """
-    return _CONTROL.sub(_visible, str(value).replace("\r\n", "\n"))
-
-
-def _visible(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x20:
-        return chr(0x2400 + code)  # Unicode's control pictures: ESC is ␛
-    return "␡" if code == 0x7F else "�"
-
-
-def one_line(value: object) -> str:
-    """`clean`, with all white space as single spaces."""
-    return " ".join(clean(value).split())
-
-
-def clean_json(text: str) -> str:
-    """JSON whose strings hold no raw control character beyond ASCII's, which `json.dumps` has escaped already."""
-    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}" if ord(match[0]) > 0x1F else match[0], text)
 
 
 def status(value: str) -> Text:
     """The status with its sign and colour."""
     return Text(f"{STATUS_SIGNS.get(value, '?')} {clean(value)}", style=STATUS_STYLES.get(value, ""))
-
-
-def moment(value: str | None) -> datetime | None:
-    return datetime.fromisoformat(value) if value else None
 
 
 def local_time(value: str | None, now: datetime) -> str:
@@ -106,82 +67,6 @@ def local_time(value: str | None, now: datetime) -> str:
         return ""
     then = then.astimezone()
     return f"{then:%H:%M:%S}" if then.date() == now.astimezone().date() else f"{then:%Y-%m-%d %H:%M:%S}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 0.9995:
-        return f"{max(0.0, seconds) * 1000:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def lasted(row: Row, now: datetime) -> str:
-    """From start to finish, or to now with "so far"."""
-    start, end = moment(row.get("started_at")), moment(row.get("finished_at"))
-    if start is None:
-        return ""
-    if end is None:
-        return duration((now - start).total_seconds()) + SO_FAR if row.get("status") == "in_progress" else ""
-    return duration((end - start).total_seconds())
-
-
-def size(count: int) -> str:
-    """Bytes, in powers of 1000."""
-    amount, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while amount >= 999.5 and len(units) > 1:
-        amount, units = amount / 1000, units[1:]
-    return f"{amount:.0f} {units[0]}" if units[0] == "B" or amount >= 99.5 else f"{amount:.1f} {units[0]}"
-
-
-def short_count(count: int) -> str:
-    """A number in few characters: 950, 1.2k, 3.4M."""
-    if count < 1000:
-        return str(count)
-    return f"{count / 1000:.3g}k" if count < 999_500 else f"{count / 1_000_000:.3g}M"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def usage_text(usage: Row | None) -> str:
-    """``1,200 in (1,024 cached) → 84 out (64 reasoning)``; empty where nothing is known."""
-    if not usage:
-        return ""
-
-    def side(name: str, total: str, parts: dict[str, str]) -> str:
-        if usage.get(total) is None:
-            return ""
-        inner = ", ".join(f"{usage[key]:,} {word}" for key, word in parts.items() if usage.get(key))
-        return f"{usage[total]:,} {name}" + (f" ({inner})" if inner else "")
-
-    read = side("in", "input_tokens", {"cache_read_tokens": "cached", "cache_creation_tokens": "newly cached"})
-    written = side("out", "output_tokens", {"reasoning_tokens": "reasoning"})
-    return " → ".join(part for part in (read, written) if part)
-
-
-def error_text(error: Any) -> str:
-    """``type: message (code ..., status ...)``."""
-    if not error:
-        return ""
-    if not isinstance(error, Mapping):
-        return one_line(error)
-    head = ": ".join(one_line(error[key]) for key in ("type", "message") if error.get(key))
-    more = [
-        f"{one_line(key).replace('_', ' ')} {one_line(value)}" + (" s" if _is_seconds(key, value) else "")
-        for key, value in error.items()
-        if key not in ("type", "message") and value not in (None, "") and str(value) != str(error.get("type"))
-    ]
-    return f"{head} ({', '.join(more)})" if more else head
-
-
-def _is_seconds(key: str, value: object) -> bool:
-    """A ``retry-after`` header holds seconds or a date."""
-    return key == "retry_after" and str(value).replace(".", "", 1).isdigit()
 
 
 def run_tree(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from otel_chatdebug import words
 from otel_chatdebug.cli.common import console, database_option, open_database, print_json, settings
 from otel_chatdebug.status import Status
 
@@ -45,4 +46,4 @@ def runs(chat_id: str | None, status: str | None, limit: int, as_json: bool) -> 
     output.print(render.runs_table(found, width=output.width))
     if len(found) == limit:
         output.print(f"The newest {limit}; --limit shows more.", style="dim")
-    output.print(f"otel-chatdebug show {render.clean(render.unique_ids([row['id'] for row in found])[0])}", style="dim")
+    output.print(f"otel-chatdebug show {words.clean(render.unique_ids([row['id'] for row in found])[0])}", style="dim")

@@ -24,7 +24,7 @@ def sweep() -> None:
         from otel_chatdebug.tables import cleanup
 
         swept = cleanup.finalize_stale(engine, chosen.stale_after)
-    from otel_chatdebug.cli.render import plural
+    from otel_chatdebug.words import plural
 
     counts = [(swept.runs, "run"), (swept.steps, "step"), (swept.attempts, "attempt")]
     marked = [plural(count, noun) for count, noun in counts if count]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from otel_chatdebug import words
 from otel_chatdebug.capture.states import EndReason
 from otel_chatdebug.cli import render
 
@@ -277,7 +278,7 @@ def test_rows_of_which_little_is_known_are_shown(stuck: dict[str, Any]) -> None:
 
 
 def test_every_end_reason_has_words() -> None:
-    assert set(render.END_REASONS) == {str(reason) for reason in EndReason}
+    assert set(words.END_REASONS) == {str(reason) for reason in EndReason}
 
 
 EVIL = "\x1b]0;evil\x07\x1b[2J\x9b31m\x7f\x00\r\u202eab\u2066\ud800"
@@ -298,7 +299,7 @@ def test_escapes_in_recorded_text_never_reach_the_terminal(stuck: dict[str, Any]
     """Neither in the tree nor in the list nor in JSON: in no column."""
     wicked = evil(stuck)
     outputs = [tree(wicked, full=True), tree(wicked), printed(render.runs_table([wicked], width=200, now=NOW), 200)]
-    outputs.append(render.clean_json(json.dumps(wicked, ensure_ascii=False)))
+    outputs.append(words.clean_json(json.dumps(wicked, ensure_ascii=False)))
     for output in outputs:
         assert not set(output) & {sign for sign in EVIL if not sign.isascii() or not sign.isprintable()}
         assert "ab" in output
@@ -347,7 +348,7 @@ def test_the_list_fits_every_terminal(stuck: dict[str, Any], width: int) -> None
     [(0, "0 ms"), (0.0204, "20 ms"), (0.9996, "1.0 s"), (59.94, "59.9 s"), (59.96, "1 min 00 s"), (7265, "2 h 01 min")],
 )
 def test_durations(seconds: float, expected: str) -> None:
-    assert render.duration(seconds) == expected
+    assert words.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
@@ -355,7 +356,7 @@ def test_durations(seconds: float, expected: str) -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2345, "2.3 kB"), (123_456, "123 kB"), (999_999, "1.0 MB")],
 )
 def test_sizes(count: int, expected: str) -> None:
-    assert render.size(count) == expected
+    assert words.size(count) == expected
 
 
 @pytest.mark.parametrize(

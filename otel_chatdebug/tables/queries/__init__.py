@@ -45,7 +45,7 @@ from otel_chatdebug.tables.queries.rows import (
     microseconds,
 )
 from otel_chatdebug.tables.queries.runs import Facets, RunFilter, facets, list_chats, list_runs
-from otel_chatdebug.tables.queries.waiting import Waiting, Where, list_waiting
+from otel_chatdebug.tables.queries.waiting import Waiting, Where, count_open, list_waiting
 
 __all__ = [
     "Ambiguous",
@@ -69,6 +69,7 @@ __all__ = [
     "Waiting",
     "Where",
     "check",
+    "count_open",
     "facets",
     "find",
     "find_run",

@@ -104,6 +104,14 @@ def list_waiting(
     return sorted(found, key=lambda one: -one["idle_seconds"])
 
 
+def count_open(engine: Engine) -> int:
+    """How many runs are in progress; no more than `MOST_OPEN` are counted."""
+    some = select(schema.runs.c.id).where(schema.OPEN).limit(MOST_OPEN).subquery()
+    with engine.connect() as connection:
+        count: int = connection.execute(select(func.count()).select_from(some)).scalar_one()
+    return count
+
+
 @dataclass(slots=True)
 class _Place:
     """Where a run stands, before it is told in words."""

@@ -1,0 +1,144 @@
+"""The application: the routes of all pages, what goes around them, and what is said where something is wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from otel_chatdebug.settings import Settings
+from otel_chatdebug.tables import queries
+from otel_chatdebug.viewer import auth, lists, live
+from otel_chatdebug.viewer.auth import Access, Allow, Hosts, Shield, TokenRequired
+from otel_chatdebug.viewer.rendering import page, problem, wants_html
+from otel_chatdebug.viewer.store import Store, Unavailable, sentence
+
+logger = logging.getLogger("otel_chatdebug")
+
+STATIC = Path(__file__).with_name("static")
+
+
+def chatdebug_app(
+    database_url: str | None = None,
+    *,
+    token: str | None = None,
+    allow: Allow | None = None,
+    allowed_hosts: Iterable[str] | None = None,
+) -> Starlette:
+    """The pages as an ASGI application, to be mounted in yours (FastAPI, Starlette) or served by itself.
+
+    Args:
+        database_url: Where the tables are; by default ``OTEL_CHATDEBUG_DATABASE_URL``.
+        token: Opens the pages: once as ``?token=...`` in a link, which sets a cookie, or as ``Authorization: Bearer``.
+            By default ``OTEL_CHATDEBUG_TOKEN``. Where neither that nor ``allow`` is given, one is made and logged.
+        allow: A function of the request (it may be asynchronous) that says whether it may see the pages, without a
+            token: for applications that know their users. It opens all pages, deletion too.
+        allowed_hosts: The names under which the pages answer, besides IP addresses and this machine's. By default any:
+            the application around them has its own rule.
+
+    Nothing is opened before the first request. Any number of applications may share a process.
+    """
+    settings = Settings.load(database_url=database_url, viewer_token=token)
+    given = settings.viewer_token or None
+    if given is None and allow is None:
+        given = auth.new_token()
+        logger.warning(
+            "The debug pages have no token of yours, so they made one: open them with ?token=%s. "
+            "chatdebug_app(token=...) or OTEL_CHATDEBUG_TOKEN sets one that stays.",
+            given,
+        )
+    hosts = None if allowed_hosts is None else Hosts.of("0.0.0.0", allowed_hosts)
+    return make_app(settings, Access(given, allow), hosts)
+
+
+def make_app(settings: Settings, access: Access, hosts: Hosts | None) -> Starlette:
+    """The application; what ``serve`` and `chatdebug_app` have in common."""
+    store = Store(settings.database_url)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        store.close()
+
+    opened: list[BaseRoute] = [*lists.ROUTES, *live.ROUTES]
+    app = Starlette(
+        routes=[
+            Route("/login", login, methods=["POST"]),
+            Mount("/static", StaticFiles(directory=STATIC)),
+            # A route that has its own rule about who may see it stands here, outside of what the token opens.
+            Mount("", routes=opened, middleware=[Middleware(TokenRequired, access=access, ask=ask_for_token)]),
+        ],
+        middleware=[Middleware(Shield, hosts=hosts)],
+        exception_handlers={
+            HTTPException: refused,
+            Unavailable: unavailable,
+            SQLAlchemyError: database_error,
+            queries.NotFound: not_found,
+            queries.BadCursor: bad_cursor,
+        },
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.access = access
+    app.state.store = store
+    app.state.feed = live.Feed(store)
+    return app
+
+
+async def login(request: Request) -> Response:
+    """Takes a token from the form that `ask_for_token` shows."""
+    form = await auth.read_form(request)
+    access: Access = request.app.state.access
+    if auth.same_site_post(request) and access.is_token(form.get("token", "").strip()):
+        return access.let_in(request, auth.own_path(request, form.get("next", "")))
+    return _ask(request, wrong=True, next=form.get("next", ""))
+
+
+def ask_for_token(request: Request, wrong: bool) -> Response:
+    """What is answered without a token: a form to a browser, a sentence to a program."""
+    return _ask(request, wrong=wrong, next=auth.without_token(request))
+
+
+def _ask(request: Request, *, wrong: bool, next: str) -> Response:
+    if not wants_html(request):
+        said = "This token is not the right one." if wrong else "A token is needed: Authorization: Bearer TOKEN."
+        return JSONResponse({"error": said}, 401, {"www-authenticate": "Bearer"})
+    return page(request, "login.html", 401, wrong=wrong, next=auth.own_path(request, next))
+
+
+async def refused(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 404:
+        return problem(request, 404, "Not found", "There is no such page.")
+    return problem(request, exc.status_code, exc.detail, exc.detail)
+
+
+async def not_found(request: Request, exc: Exception) -> Response:
+    return problem(request, 404, "Not found", f"{exc} It may have been deleted, or its time was over.")
+
+
+async def bad_cursor(request: Request, exc: Exception) -> Response:
+    return problem(request, 400, "No such page", str(exc))
+
+
+async def unavailable(request: Request, exc: Exception) -> Response:
+    """No database yet is no error: it is what every newcomer sees first."""
+    assert isinstance(exc, Unavailable)
+    if exc.empty and wants_html(request):
+        return page(request, "empty.html", said=str(exc))
+    return problem(request, 503, "The database cannot be read", str(exc), reload=True)
+
+
+async def database_error(request: Request, exc: Exception) -> Response:
+    logger.debug("a page could not be read", exc_info=exc)
+    return problem(request, 503, "The database cannot be read", sentence(exc), reload=True)
