@@ -1,6 +1,7 @@
 """What all commands share: the option that names the database, opening it, and where output goes.
 
-An error that a person can do something about is one sentence on stderr and exit status 1.
+An error that a person can do something about is one sentence on stderr. Its exit status is `UNUSABLE` where it is the
+database, else 1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _URL = "otel_chatdebug.database_url"
+
+UNUSABLE = 2
+"""Exit status where the database cannot be used as it is; also that of click for a bad argument."""
 
 FILE_WIDTH = 200
 """Columns of output that goes to a file or a pipe, where COLUMNS says nothing else."""
@@ -49,9 +53,15 @@ def settings(**overrides: Any) -> Settings:
     return Settings.load(database_url=click.get_current_context().meta.get(_URL), **overrides)
 
 
+class Unusable(click.ClickException):
+    """The database cannot be used as it is; the message says why, and what to do."""
+
+    exit_code = UNUSABLE
+
+
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Turns what reading can raise into one sentence and exit status 1."""
+    """Turns what reading can raise into one sentence and an exit status."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from otel_chatdebug.tables import database, queries
@@ -59,10 +69,12 @@ def sentences() -> Iterator[None]:
 
     try:
         yield
-    except (database.DatabaseError, queries.NotFound, queries.Ambiguous) as exc:
+    except (queries.NotFound, queries.Ambiguous) as exc:
         raise click.ClickException(clean(exc)) from None
+    except database.DatabaseError as exc:
+        raise Unusable(clean(exc)) from None
     except (SQLAlchemyError, OSError) as exc:
-        raise click.ClickException(cannot_be_used(exc)) from None
+        raise Unusable(clean(cannot_be_used(exc))) from None
 
 
 def cannot_be_used(exc: Exception) -> str:

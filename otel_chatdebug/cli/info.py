@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from otel_chatdebug.cli.common import cannot_be_used, console, database_option, sentences, settings
+from otel_chatdebug.cli.common import Unusable, cannot_be_used, console, database_option, sentences, settings
 from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.version import __version__
@@ -51,7 +51,7 @@ def info() -> None:
     output.print(_settings(chosen))
     output.print(_section("Versions", _versions()))
     if failure is not None and not isinstance(failure, database.NoDatabase):
-        raise click.ClickException(str(failure))
+        raise Unusable(str(failure))
 
 
 def _database(url: str) -> tuple[list[tuple[str, str]], Exception | None]:

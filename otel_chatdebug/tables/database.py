@@ -1,4 +1,4 @@
-"""Opening a database: URLs, engines, SQLite's pragmas and file modes, and one sentence for each thing that goes wrong.
+"""Opening a database: URLs, engines, SQLite's pragmas and file modes. What goes wrong is worded in `diagnosis`.
 
 SQLAlchemy is imported where it is needed, not with this module (see the package's docstring).
 """
@@ -10,16 +10,23 @@ import os
 import re
 import stat
 import time
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_chatdebug.settings import state_folder
+from otel_chatdebug.tables.diagnosis import (
+    SQLITE_LOCKED,
+    DatabaseError,
+    Fault,
+    diagnose,
+    first_line,
+    is_about_schema,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
-TAKES = "it takes sqlite:////absolute/path.db or postgresql+psycopg://user:password@host/database"
+TAKES = "it takes sqlite:////absolute/path.db or postgresql://user:password@host/database"
 
 BUSY_SECONDS = 5.0
 """How long a statement waits for another connection's lock on SQLite, where nobody says otherwise."""
@@ -27,13 +34,20 @@ BUSY_SECONDS = 5.0
 CONNECT_SECONDS = 3
 """How long opening a connection to a server may take. Below the 5 s of a shutdown, which cannot interrupt it."""
 
-SCHEMES = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg", "postgres")
+DRIVERS = {
+    "sqlite": ("", "pysqlite", "aiosqlite"),
+    "postgresql": ("", "psycopg", "psycopg_async", "psycopg2", "asyncpg", "pg8000"),
+}
+"""What a URL may name before and after its ``+``. Whichever driver it names, ours is used: an application can hand us
+the URL that it uses itself."""
 
 LOGGING_NAME = "otel_chatdebug"
 
-
-class DatabaseError(Exception):
-    """What a person can do something about. The message is a sentence and says what."""
+__all__ = [
+    "BUSY_SECONDS", "BadDatabaseURL", "DatabaseError", "Fault", "MissingDriver", "NoDatabase", "absolute",
+    "check_shared", "check_url", "create_private", "diagnose", "first_line", "is_about_schema", "open_engine", "parse",
+    "redacted", "sqlite_path",
+]  # fmt: skip
 
 
 class BadDatabaseURL(DatabaseError):
@@ -54,7 +68,8 @@ def check_url(url: str) -> None:
     if match is None:
         # What stands there may hold a password, so it is not repeated.
         raise BadDatabaseURL(f"OTEL_CHATDEBUG_DATABASE_URL is no database URL: {TAKES}.")
-    if match[1].lower() not in SCHEMES:
+    name, _, driver = match[1].lower().partition("+")
+    if driver not in DRIVERS.get("postgresql" if name == "postgres" else name, ()):
         raise BadDatabaseURL(
             f"OTEL_CHATDEBUG_DATABASE_URL names a database that is not supported, {match[1]}: {TAKES}."
         )
@@ -83,12 +98,22 @@ def parse(url: str) -> URL:
     return parsed
 
 
+def check_shared(url: str) -> None:
+    """Raises `BadDatabaseURL` for a database that only the process that made it can see."""
+    parsed = parse(url)
+    if parsed.drivername.startswith("sqlite") and sqlite_path(parsed) is None:
+        raise BadDatabaseURL(
+            "OTEL_CHATDEBUG_DATABASE_URL is an SQLite database in memory, which nobody but the process that made it "
+            "can read: name a file, sqlite:////absolute/path.db."
+        )
+
+
 def absolute(url: str) -> str:
     """The URL with the path of an SQLite file made absolute: the application may change its folder before it is opened.
 
     Leaves all else as it is, valid or not, and imports no SQLAlchemy.
     """
-    match = re.fullmatch(r"(sqlite(?:\+pysqlite)?:///)([^?]+)(\?.*)?", url)
+    match = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^?]+)(\?.*)?", url)
     if match is None or match[2].startswith((":memory:", "file:")):
         return url
     return match[1] + os.path.abspath(match[2]) + (match[3] or "")
@@ -156,12 +181,20 @@ def open_engine(url: str, *, read_only: bool = False, busy_seconds: float = BUSY
             return create_engine(parsed, **options)
         except ModuleNotFoundError as exc:
             raise MissingDriver(
-                f"PostgreSQL needs the driver {exc.name}: pip install 'otel-chatdebug[postgres]'."
+                f"PostgreSQL needs the driver {exc.name}, which is not installed: "
+                "pip install 'otel-chatdebug[postgres]'."
+            ) from None
+        except ImportError as exc:  # psycopg is there, and libpq is not
+            raise MissingDriver(
+                f"PostgreSQL's driver psycopg cannot be loaded ({first_line(exc).rstrip('.')}): "
+                "pip install 'otel-chatdebug[postgres]'."
             ) from None
 
     from sqlalchemy.pool import QueuePool
 
     path = sqlite_path(parsed)
+    if read_only:
+        check_shared(url)
     if read_only and path is not None:
         mode = {"mode": "ro", "uri": "true"}
         parsed = parsed.set(database=path.absolute().as_uri()).update_query_dict(mode)
@@ -203,7 +236,7 @@ def _wal(connection: Any, busy_seconds: float) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & 0xFF not in _SQLITE_LOCKED or time.monotonic() > deadline:
+            if exc.sqlite_errorcode & 0xFF not in SQLITE_LOCKED or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
@@ -227,69 +260,3 @@ def create_private(path: Path) -> None:
             path.chmod(0o600)
     finally:
         os.close(descriptor)
-
-
-class Fault(Enum):
-    """What to do about an exception of the database."""
-
-    LOCKED = "locked"
-    """Another connection holds the lock, or a deadlock was broken: try again."""
-    AWAY = "away"
-    """The database cannot be reached, read or written: connect anew and try again."""
-    HOPELESS = "hopeless"
-    """Trying again changes nothing before a person has done something."""
-    RECORD = "record"
-    """Anything else: one of the records cannot be written."""
-
-
-# Primary result codes, https://www.sqlite.org/rescode.html
-_SQLITE_LOCKED = {5, 6}  # BUSY, LOCKED
-_SQLITE_AWAY = {
-    3: "access was denied",  # PERM
-    7: "memory has run out",  # NOMEM
-    8: "it is read-only: make the file and its folder writable",  # READONLY
-    9: "the statement was interrupted",  # INTERRUPT
-    10: "reading or writing the disk failed",  # IOERR
-    11: "the file is damaged: move it away, a new one is made",  # CORRUPT
-    13: "the disk is full",  # FULL
-    14: "the file cannot be opened: create its folder, and make it writable",  # CANTOPEN
-    15: "its locks do not work here: is it on a network file system?",  # PROTOCOL
-    23: "access was denied",  # AUTH
-    26: "the file is no SQLite database: move it away, or name another",  # NOTADB
-}
-_SQLITE_ERROR = 1  # "no such table", and other ways in which the schema is not what it was when we connected
-
-# SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
-_POSTGRES_LOCKED = ("55P03", "40")  # lock_not_available, transaction rollback (deadlock, serialization)
-_POSTGRES_AWAY = ("08", "25006", "28", "3D", "3F", "42501", "42P01", "42703", "53", "57", "58", "F0", "XX")
-
-
-def diagnose(exc: BaseException) -> tuple[Fault, str]:
-    """``(what to do, why)``: the reason is a clause for a warning, without SQL and without parameters."""
-    if isinstance(exc, DatabaseError):
-        return Fault.HOPELESS, str(exc)
-    if isinstance(exc, OSError):
-        if isinstance(exc, FileNotFoundError):
-            return Fault.AWAY, "its folder is missing: create it"
-        return Fault.AWAY, exc.strerror or str(exc)
-    original = getattr(exc, "orig", None) or exc
-    code = getattr(original, "sqlite_errorcode", None)
-    if code is not None:
-        primary = code & 0xFF
-        if primary in _SQLITE_LOCKED:
-            return Fault.LOCKED, "another connection holds its lock"
-        if primary in _SQLITE_AWAY:
-            return Fault.AWAY, _SQLITE_AWAY[primary]
-        return (Fault.AWAY if primary == _SQLITE_ERROR else Fault.RECORD), str(original)
-    state = getattr(original, "sqlstate", None)
-    if state is not None:
-        if state.startswith(_POSTGRES_LOCKED):
-            return Fault.LOCKED, _first_line(original)
-        return (Fault.AWAY if state.startswith(_POSTGRES_AWAY) else Fault.RECORD), _first_line(original)
-    if getattr(exc, "connection_invalidated", False) or type(original).__name__ == "OperationalError":
-        return Fault.AWAY, _first_line(original)
-    return Fault.RECORD, f"{type(original).__name__}: {_first_line(original)}"
-
-
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).splitlines() or [type(exc).__name__])[0]

@@ -239,14 +239,14 @@ class TestInfo:
     def test_passwords_are_not_shown(self, chatdebug_home: Path) -> None:
         """Also where the driver is missing, or the server (the name cannot exist: RFC 6761)."""
         result = invoke(
-            "info", "--database-url", "postgresql://me:hush@localhost.invalid:1/x?sslpassword=hush", status=1
+            "info", "--database-url", "postgresql://me:hush@localhost.invalid:1/x?sslpassword=hush", status=2
         )
         assert "me:***@localhost.invalid" in result.output
         assert "hush" not in result.output
 
-    def test_a_newer_schema_is_said_with_exit_status_1(self, filled: str, chatdebug_home: Path) -> None:
+    def test_a_newer_schema_is_said_with_exit_status_2(self, filled: str, chatdebug_home: Path) -> None:
         make_newer(chatdebug_home)
-        result = invoke("info", status=1)
+        result = invoke("info", status=2)
         assert "9999" in result.stdout
         assert "upgrade otel-chatdebug" in result.stderr
 
@@ -264,8 +264,8 @@ READERS = [("runs",), ("runs", "--json"), ("show", "3f2a"), ("sweep",)]
 class TestErrors:
     @pytest.mark.parametrize("command", READERS, ids=" ".join)
     def test_no_database_yet(self, url: str, chatdebug_home: Path, command: tuple[str, ...]) -> None:
-        """One sentence, exit status 1, and none is made by looking."""
-        result = invoke(*command, status=1)
+        """One sentence, exit status 2, and none is made by looking."""
+        result = invoke(*command, status=2)
         assert "There is no database" in result.stderr
         assert result.stdout == ""
         assert os.listdir(chatdebug_home) == []
@@ -273,14 +273,14 @@ class TestErrors:
     @pytest.mark.parametrize("command", [*READERS, ("db", "upgrade")], ids=" ".join)
     def test_a_newer_schema(self, filled: str, chatdebug_home: Path, command: tuple[str, ...]) -> None:
         make_newer(chatdebug_home)
-        error = invoke(*command, status=1).stderr
+        error = invoke(*command, status=2).stderr
         assert error.startswith("Error: The database has schema version 9999")
         assert len(error.splitlines()) == 1
 
     @pytest.mark.parametrize("command", [*READERS, ("info",), ("db", "upgrade")], ids=" ".join)
-    @pytest.mark.parametrize("bad", ["nonsense", "mysql://u:hush@h/d", "sqlite://host/path"])
+    @pytest.mark.parametrize("bad", ["nonsense", "mysql://u:hush@h/d", "sqlite://host/path", "sqlite://"])
     def test_a_bad_url(self, chatdebug_home: Path, command: tuple[str, ...], bad: str) -> None:
-        error = invoke(*command, "--database-url", bad, status=1).stderr
+        error = invoke(*command, "--database-url", bad, status=2).stderr
         assert error.startswith("Error: ")
         assert "OTEL_CHATDEBUG_DATABASE_URL" in error
         assert "hush" not in error
@@ -289,14 +289,14 @@ class TestErrors:
     @pytest.mark.parametrize("command", [*READERS, ("db", "upgrade")], ids=" ".join)
     def test_a_file_that_is_no_database(self, url: str, chatdebug_home: Path, command: tuple[str, ...]) -> None:
         (chatdebug_home / "chatdebug.db").write_text("these are the notes of a person, and no database at all\n" * 99)
-        error = invoke(*command, status=1).stderr
+        error = invoke(*command, status=2).stderr
         assert error.startswith("Error: The database cannot be used: ")
         assert len(error.splitlines()) == 1
 
     def test_the_option_goes_over_the_environment_before_and_after_the_command(self, filled: str) -> None:
         nowhere = "sqlite:////nowhere/at/all.db"
-        assert "/nowhere/at/all.db" in invoke("--database-url", nowhere, "runs", status=1).stderr
-        assert "/nowhere/at/all.db" in invoke("runs", "--database-url", nowhere, status=1).stderr
+        assert "/nowhere/at/all.db" in invoke("--database-url", nowhere, "runs", status=2).stderr
+        assert "/nowhere/at/all.db" in invoke("runs", "--database-url", nowhere, status=2).stderr
         assert RUN[:8] in invoke("--database-url", nowhere, "runs", "--database-url", filled).output
 
 

@@ -14,7 +14,17 @@ from otel_chatdebug.tables.database import BadDatabaseURL
 
 
 @pytest.mark.parametrize(
-    "url", ["", "tables.db", "/var/tables.db", "https://example.com/", "mysql://u:secret@h/d", "sqlite:/x", "://secret"]
+    "url",
+    [
+        "",
+        "tables.db",
+        "/var/tables.db",
+        "https://example.com/",
+        "mysql://u:secret@h/d",
+        "postgresql+odd://u:secret@h/d",
+        "sqlite:/x",
+        "://secret",
+    ],
 )
 def test_what_is_no_database_url_is_said_in_one_sentence_without_it(url: str) -> None:
     with pytest.raises(BadDatabaseURL) as caught:

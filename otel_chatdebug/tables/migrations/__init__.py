@@ -10,11 +10,15 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from otel_chatdebug.tables.database import DatabaseError
+from otel_chatdebug.tables import schema
+from otel_chatdebug.tables.database import DatabaseError, first_line, is_about_schema
 
 HEAD = "0002"
 """The newest revision that this code knows."""
@@ -46,8 +50,85 @@ class SchemaTooOld(DatabaseError):
         )
 
 
+class SchemaDamaged(DatabaseError):
+    """The tables are not those of the version that the database says it has."""
+
+    def __init__(self, found: str | None, what: str) -> None:
+        version = f"schema version {found}" if found else "no schema version"
+        super().__init__(
+            f"The database has {version}, and its tables do not fit that ({what}): restore all chat_debug_* tables "
+            "from a backup, or drop them all, or set OTEL_CHATDEBUG_DATABASE_URL to another database."
+        )
+
+
+class State(Enum):
+    """What a database is to this code; see `examine`."""
+
+    CURRENT = "up to date"
+    EMPTY = "empty"
+    """None of our tables is there."""
+    BEHIND = "behind"
+    NEWER = "newer"
+    DAMAGED = "damaged"
+
+
+class Examined(NamedTuple):
+    """What `examine` has found."""
+
+    state: State
+    found: str | None
+    """The revision of the database; None where it says none."""
+    missing: tuple[str, ...] = ()
+    """Tables and columns that should be there and are not: ``chat_debug_runs``, ``chat_debug_runs.status``."""
+
+    @property
+    def problem(self) -> DatabaseError | None:
+        """What would have to be done before it can be read; None where nothing has to."""
+        match self.state:
+            case State.NEWER:
+                return SchemaTooNew(self.found or "")
+            case State.BEHIND:
+                return SchemaTooOld(self.found or "")
+            case State.DAMAGED:
+                what = f"missing: {', '.join(self.missing)}" if self.missing else "there are chat_debug_* tables"
+                return SchemaDamaged(self.found, what)
+            case _:
+                return None
+
+
 def head() -> str:
     return HEAD
+
+
+def examine(engine: Engine) -> Examined:
+    """Compares the database with what this code expects, down to the columns. Only reads."""
+    with engine.connect() as connection:
+        found = current(connection)
+        if found is None:
+            return Examined(State.DAMAGED if _ours(connection) else State.EMPTY, None)
+        if is_newer(found):
+            return Examined(State.NEWER, found)
+        if found != HEAD:
+            return Examined(State.BEHIND, found)
+        missing = _missing(connection)
+    return Examined(State.DAMAGED if missing else State.CURRENT, found, missing)
+
+
+def _ours(connection: Connection) -> set[str]:
+    """Which of our tables are there."""
+    return set(schema.metadata.tables) & set(inspect(connection).get_table_names())
+
+
+def _missing(connection: Connection) -> tuple[str, ...]:
+    there = _ours(connection)
+    missing = []
+    for table in schema.metadata.sorted_tables:
+        if table.name not in there:
+            missing.append(table.name)
+            continue
+        columns = {column["name"] for column in inspect(connection).get_columns(table.name)}
+        missing += [f"{table.name}.{column.name}" for column in table.columns if column.name not in columns]
+    return tuple(sorted(missing))
 
 
 def current(source: Engine | Connection) -> str | None:
@@ -66,38 +147,46 @@ def is_newer(found: str) -> bool:
     return found > HEAD
 
 
-def upgrade(engine: Engine) -> str | None:
+def upgrade(engine: Engine, *, to: str = HEAD) -> str | None:
     """Creates the tables, or brings them up to date. Returns the revision that was found; None for a new database.
 
     Safe when several processes start at once: the whole upgrade is one transaction that holds the write lock (SQLite)
-    or an advisory lock (PostgreSQL) from before it looks. Raises `SchemaTooNew`, and what the database raises; then
-    nothing was changed.
+    or an advisory lock (PostgreSQL) from before it looks. Raises `SchemaTooNew`, `SchemaDamaged`, and what the database
+    raises; then nothing was changed. ``to`` is an older revision, for tests.
     """
     with engine.connect() as connection:
         found = current(connection)
-    if found == HEAD:
+    if found == to:
         return found
     if found is not None and is_newer(found):
         raise SchemaTooNew(found)
     with _quiet_alembic():
-        return _upgrade(engine)
+        return _upgrade(engine, to)
 
 
-def _upgrade(engine: Engine) -> str | None:
+def _upgrade(engine: Engine, to: str) -> str | None:
     import alembic.command  # before the lock is taken: this takes a while
     import alembic.config
 
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
-        found = current(connection)
-        if found is not None and is_newer(found):
-            raise SchemaTooNew(found)
-        if found != HEAD:
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+    found = None
+    try:
+        with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
+            found = current(connection)
+            if found is not None and is_newer(found):
+                raise SchemaTooNew(found)
+            if found is None and _ours(connection):
+                raise SchemaDamaged(None, "there are chat_debug_* tables")
+            if found != to:
+                config.attributes["connection"] = connection
+                alembic.command.upgrade(config, to)
+    except (OperationalError, ProgrammingError) as exc:
+        if is_about_schema(exc):
+            raise SchemaDamaged(found, first_line(exc.orig or exc)) from exc
+        raise
     return found
 
 
