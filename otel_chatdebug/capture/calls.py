@@ -393,25 +393,23 @@ def _learn(step: LiveStep, call: Call, facts: RequestFacts) -> None:
 
 def request_facts(format: registry.Format, body: Mapping[str, Any] | None, request: Any) -> RequestFacts:
     """Model, stream and options of a request, from what the SDK has or from the bytes that are to be sent."""
-    if body is None:
-        raw = getattr(request, "_content", None)
-        if not isinstance(raw, bytes) or not raw:
-            return RequestFacts()
-        if len(raw) > PARSED_REQUEST:
-            ends = raw[:SEARCHED_REQUEST] + b" " + raw[-SEARCHED_REQUEST:]
-            model = _MODEL.search(ends)
-            return RequestFacts(
-                model=model.group(1).decode("utf-8", "replace") if model else None,
-                stream=_STREAM.search(ends) is not None,
-            )
-        try:
-            parsed = json.loads(raw)
-        except (ValueError, RecursionError):
-            return RequestFacts()
-        if not isinstance(parsed, dict):
-            return RequestFacts()
-        body = parsed
-    return format.request_facts(body)
+    path = request.url.path
+    if body is not None:
+        return format.request_facts(body, path)
+    raw = getattr(request, "_content", None)
+    if not isinstance(raw, bytes) or not raw:
+        return format.request_facts({}, path)
+    if len(raw) > PARSED_REQUEST:
+        ends = raw[:SEARCHED_REQUEST] + b" " + raw[-SEARCHED_REQUEST:]
+        model = _MODEL.search(ends)
+        facts = format.request_facts({"stream": True} if _STREAM.search(ends) else {}, path)
+        facts.model = facts.model or (model.group(1).decode("utf-8", "replace") if model else None)
+        return facts
+    try:
+        parsed = json.loads(raw)
+    except (ValueError, RecursionError):
+        parsed = None
+    return format.request_facts(parsed if isinstance(parsed, dict) else {}, path)
 
 
 def raised(attempt: Attempt, exc: BaseException) -> None:

@@ -11,6 +11,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_chatdebug.records import AttemptContent, ContentRank, Record
+from otel_chatdebug.wire import registry
 from otel_chatdebug.wire.sse import SSEDecoder
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Content:
             self._request_body = redactor.body(raw, request.headers.get("content-type"))
             return
         self._request_body, unchanged = redactor.json_body(parsed)
-        self._request = attempt.format.normalize_request(parsed)
+        self._request = registry.normalize_request(attempt.format, parsed, attempt.path)
         if not unchanged:
             self._request = redactor.json_value(self._request)
 
@@ -112,7 +113,7 @@ class Content:
         if attempt.reader is not None:
             # Its texts come in fragments, so they are redacted when they are whole; and what there had to be taken out
             # of them must not be read in the fragments either.
-            response = attempt.format.assemble(_events(kept))
+            response = registry.assemble(attempt.format, _events(kept))
             redacted = redactor.json_value(response)
             harmless = redacted == response
             body = redactor.body(kept, "text/event-stream", framed=True, complete=whole, fragments=harmless)
@@ -122,7 +123,7 @@ class Content:
             content_type = attempt.response_headers.get("content-type")
             return redactor.body(kept, content_type, complete=whole), None
         body, unchanged = redactor.json_body(parsed)
-        response = attempt.format.normalize_response(parsed)
+        response = registry.normalize_response(attempt.format, parsed)
         return body, response if unchanged else redactor.json_value(response)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from otel_chatdebug.wire import shapes
+from otel_chatdebug.wire.drafts import Budgets, Text
 from otel_chatdebug.wire.reading import (
     add,
     count,
     error_from_body,
-    items,
     loads,
     mapping,
     name,
@@ -38,12 +38,12 @@ class AnthropicMessages:
     # In a text that the model writes the quotes are escaped, so this finds only the structure.
     markers = re.compile(rb'"type":\s*"(?:message_(?:start|delta|stop)|error)"')
 
-    def request_facts(self, body: Mapping[str, Any]) -> RequestFacts:
+    def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
         return RequestFacts(
             model=name(body.get("model")),
             stream=body.get("stream") is True,
-            options=request_options(body, "stop_sequences"),
+            options=request_options(body),
         )
 
     def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
@@ -72,25 +72,27 @@ class AnthropicMessages:
         set_finish_reason(facts, 0, body.get("stop_reason"))
         facts.usage = _usage(body.get("usage"), facts.usage)
 
-    def normalize_request(self, body: Any) -> dict[str, Any] | None:
-        """The request's messages, tools and options in the common shape; None for what is no request."""
+    def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
+        """The request in the common shape; None for what is no request."""
         if not isinstance(body, dict):
             return None
         budget = shapes.Budget()
         messages = []
         if system := body.get("system"):
-            messages.append({"role": "system", "parts": _content(system, budget)})
-        messages += [_message(message, budget) for message in items(body.get("messages"))]
+            messages.append(shapes.message("system", _content(system, budget)))
+        messages += [_message(message, budget) for message in shapes.listed(body.get("messages"))]
         return shapes.request(
+            self.name,
+            body,
             messages,
-            [shapes.tool(tool, "input_schema") for tool in items(body.get("tools"))],
-            shapes.options(body, "system", "messages", "tools", "tool_choice"),
-            body.get("tool_choice"),
+            ("system", "messages", "tools", "tool_choice"),
+            tools=[shapes.tool(tool, "input_schema") for tool in shapes.listed(body.get("tools"))],
+            tool_choice=shapes.tool_choice(body.get("tool_choice")),
         )
 
     def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first block or message."""
-        budget = shapes.Budget.streamed()
+        budgets = Budgets()
         facts = Facts()
         blocks: dict[int, _Block] = {}
         started = False
@@ -103,7 +105,7 @@ class AnthropicMessages:
             if not isinstance(index, int):
                 continue
             if index not in blocks and len(blocks) < shapes.MAX_PARTS:
-                blocks[index] = _Block(budget)
+                blocks[index] = _Block(budgets)
             if block := blocks.get(index):
                 if kind == "content_block_start":
                     block.start(mapping(body.get("content_block")))
@@ -111,9 +113,7 @@ class AnthropicMessages:
                     block.add(mapping(body.get("delta")))
         if not started and not blocks:
             return None
-        parts = [part for index in sorted(blocks) if (part := blocks[index].part()) is not None]
-        messages = [{"role": "assistant", "parts": parts}]
-        return shapes.response(messages, facts.finish_reasons, facts.model, facts.response_id)
+        return self._response(facts, [part for index in sorted(blocks) for part in blocks[index].parts()], {})
 
     def normalize_response(self, body: Any) -> dict[str, Any] | None:
         """A whole response in the common shape; None for what is none (an error body)."""
@@ -121,41 +121,65 @@ class AnthropicMessages:
             return None
         facts = Facts()
         self.read_json(facts, body)
-        messages = [{"role": "assistant", "parts": _content(body["content"], shapes.Budget())}]
-        return shapes.response(messages, facts.finish_reasons, facts.model, facts.response_id)
+        return self._response(facts, _content(body["content"], shapes.Budget()), body)
+
+    def _response(self, facts: Facts, parts: list[shapes.Part], body: Mapping[str, Any]) -> dict[str, Any]:
+        reason = facts.finish_reasons[0] if facts.finish_reasons else None
+        return shapes.response(self.name, [shapes.answer(None, parts, reason)], facts, shapes.warnings_of(body))
 
 
 class _Block:
     """One content block, as its deltas come in."""
 
-    __slots__ = ("_budget", "_input", "_text", "_value")
+    __slots__ = ("_budgets", "_citations", "_input", "_text", "_value")
 
-    def __init__(self, budget: shapes.Budget) -> None:
-        self._budget = budget
+    def __init__(self, budgets: Budgets) -> None:
+        self._budgets = budgets
         self._value: Mapping[str, Any] = {}
-        self._text = shapes.Text(budget)
-        self._input = shapes.Text(budget)
+        self._text: Text | None = None
+        self._input = Text(budgets.said)
+        self._citations: list[Any] = []
 
     def start(self, value: Mapping[str, Any]) -> None:
         self._value = value
-        self._text.add(value.get("text") or value.get("thinking"))
+        self._add_text(value.get("text") or value.get("thinking"))
 
     def add(self, delta: Mapping[str, Any]) -> None:
-        self._text.add(delta.get("text") or delta.get("thinking"))
-        self._input.add(delta.get("partial_json"))
         if not self._value:  # a stream that was joined in its middle
             kinds = {"thinking_delta": "thinking", "input_json_delta": "tool_use"}
             self._value = {"type": kinds.get(str(delta.get("type")), "text")}
+        self._add_text(delta.get("text") or delta.get("thinking"))
+        self._input.add(delta.get("partial_json"))
+        if "citation" in delta and len(self._citations) < shapes.MAX_OTHER:
+            self._citations.append(shapes.bounded(delta["citation"]))
 
-    def part(self) -> shapes.Part | None:
+    def parts(self) -> list[shapes.Part]:
+        """None for a block in which nothing has come yet."""
         kind = self._value.get("type")
-        if kind == "text":
-            return self._text.into({"type": "text"}) if self._text.length else None
-        if kind == "thinking":
-            return self._text.into({"type": "reasoning"}) if self._text.length else None
+        if kind in _PIECEMEAL:
+            if self._text is None:
+                return []
+            part = self._text.into({"type": _PIECEMEAL[kind]})
+            if self._citations:
+                part["other"] = {"citations": self._citations}
+            return [part]
         if self._input.length:
-            return self._input.into_tool_call(self._value.get("id"), self._value.get("name"))
-        return _part(self._value, self._budget)
+            part = self._input.into_tool_call(self._value.get("id"), self._value.get("name"))
+            return [shapes.with_other(part, self._value, _KNOWN_CALL)]
+        return [_part(self._value, self._budgets.said)]
+
+    def _add_text(self, piece: Any) -> None:
+        if isinstance(piece, str) and piece:
+            if self._text is None:
+                thought = self._value.get("type") == "thinking"
+                self._text = Text(self._budgets.reasoning if thought else self._budgets.said)
+            self._text.add(piece)
+
+
+_PIECEMEAL = {"text": "text", "thinking": "reasoning"}
+"""Blocks whose text comes in deltas, and the types of their parts."""
+
+_KNOWN_CALL = frozenset({"type", "id", "name", "input", "caller"})
 
 
 def _usage(usage: Any, before: Usage | None) -> Usage | None:
@@ -190,8 +214,8 @@ def _most(value: Any, before: int | None) -> int | None:
 def _message(value: Any, budget: shapes.Budget) -> shapes.Message:
     message = mapping(value)
     if "content" not in message:
-        return {"role": name(message.get("role")) or "unknown", "parts": [shapes.unknown_part(value, budget)]}
-    return {"role": name(message.get("role")) or "unknown", "parts": _content(message["content"], budget)}
+        return shapes.unknown_message(value, budget)
+    return shapes.message(message.get("role"), _content(message["content"], budget), given=message, known={"content"})
 
 
 def _content(content: Any, budget: shapes.Budget) -> list[shapes.Part]:
@@ -206,20 +230,22 @@ def _part(value: Any, budget: shapes.Budget) -> shapes.Part:
     part = mapping(value)
     kind = str(part.get("type"))
     if kind == "text" and isinstance(text := part.get("text"), str):
-        return shapes.text_part(text, budget)
+        return shapes.with_other(shapes.text_part(text, budget), part, {"type", "text"})
     if kind == "thinking" and isinstance(thought := part.get("thinking"), str):
         return shapes.reasoning_part(thought, budget)
     if kind == "redacted_thinking":  # encrypted by the provider: nothing to read
-        return {"type": "reasoning", "text": "", "redacted": True}
+        return shapes.encrypted_reasoning_part()
     if kind in ("tool_use", "server_tool_use", "mcp_tool_use"):
-        return shapes.tool_call_part(part.get("id"), part.get("name"), part.get("input"), budget)
+        call = shapes.tool_call_part(part.get("id"), part.get("name"), part.get("input"), budget)
+        return shapes.with_other(call, part, _KNOWN_CALL)
     if kind == "tool_result" or kind.endswith("_tool_result"):
         content = part.get("content")
         result = content if isinstance(content, str) else _content([] if content is None else content, budget)
-        error = part.get("is_error") is True
-        return shapes.tool_result_part(part.get("tool_use_id"), result, budget, error=error)
+        made = shapes.tool_result_part(part.get("tool_use_id"), result, budget, error=part.get("is_error") is True)
+        return shapes.with_other(made, part, {"type", "tool_use_id", "content", "is_error"})
     if kind in ("image", "document"):
-        return _data_part(kind, part, budget)
+        made = _data_part(kind, part, budget)
+        return shapes.with_other(made, part, {"type", "source", "title"})
     return shapes.unknown_part(value, budget)
 
 
@@ -227,6 +253,8 @@ def _data_part(kind: str, part: Mapping[str, Any], budget: shapes.Budget) -> sha
     source = mapping(part.get("source"))
     if source.get("type") == "text" and isinstance(text := source.get("data"), str):
         return shapes.text_part(text, budget)
+    if source.get("type") == "content":
+        return shapes.unknown_part(part, budget)
     return shapes.data_part(
         "image" if kind == "image" else "file",
         media_type=source.get("media_type"),

@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from otel_chatdebug.blobs import decoded_length
 from otel_chatdebug.wire import shapes
+from otel_chatdebug.wire.drafts import Budgets, Draft, Text
 from otel_chatdebug.wire.reading import (
     count,
     error_from_body,
@@ -29,23 +31,23 @@ _DONE = b"[DONE]"
 
 
 class OpenAIChat:
-    """``POST .../chat/completions``."""
+    """``POST .../chat/completions``; Mistral's agents have a path of their own."""
 
     name = "openai.chat"
     provider = "openai"
     operation = "chat"
     has_terminal = True
-    path = re.compile(r"/chat/completions/?$")
+    path = re.compile(r"/(?:chat|agents)/completions/?$")
     # One literal to start with keeps the scan at C speed (an alternation over the whole is four times slower).
     # [DONE] needs no mark here: events that short are always read.
     markers = re.compile(rb'"(?:finish_reason":\s*"|usage":\s*\{|error"(?!\s*:\s*null))')
 
-    def request_facts(self, body: Mapping[str, Any]) -> RequestFacts:
-        """What the request asks for."""
+    def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
+        """What the request asks for. At Azure the path names the deployment, and the body mostly no model."""
         return RequestFacts(
-            model=name(body.get("model")),
+            model=name(body.get("model")) or deployment(path),
             stream=body.get("stream") is True,
-            options=request_options(body, "stop"),
+            options=request_options(body),
         )
 
     def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
@@ -67,23 +69,28 @@ class OpenAIChat:
         facts.usage = _usage(body.get("usage") or groq.get("usage")) or facts.usage
         facts.error = facts.error or _error(body, groq)
 
-    def normalize_request(self, body: Any) -> dict[str, Any] | None:
-        """The request's messages, tools and options in the common shape; None for what is no request."""
+    def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
+        """The request in the common shape; None for what is no request."""
         if not isinstance(body, dict):
             return None
         budget = shapes.Budget()
+        choice = body.get("tool_choice", body.get("function_call"))
         return shapes.request(
-            [_message(message, budget) for message in items(body.get("messages"))],
-            [_tool(tool) for tool in items(body.get("tools")) + items(body.get("functions"))],
-            shapes.options(body, "messages", "tools", "functions", "tool_choice"),
-            body.get("tool_choice"),
+            self.name,
+            body,
+            [_message(message, budget) for message in shapes.listed(body.get("messages"))],
+            ("messages", "tools", "functions", "tool_choice", "function_call"),
+            model=name(body.get("model")) or deployment(path),
+            tools=[_tool(tool) for tool in shapes.listed(body.get("tools")) + shapes.listed(body.get("functions"))],
+            tool_choice=shapes.tool_choice(choice),
         )
 
     def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first chunk."""
-        budget = shapes.Budget.streamed()
+        budgets = Budgets()
         facts = Facts()
         choices: dict[int, _Choice] = {}
+        warnings: list[shapes.Warning] = []
         seen = False
         for _, data in events:
             chunk = mapping(loads(data))
@@ -93,12 +100,13 @@ class OpenAIChat:
                 choice = mapping(raw)
                 index = choice.get("index", 0)
                 if isinstance(index, int) and 0 <= index < shapes.MAX_PARTS:
-                    choices.setdefault(index, _Choice(budget)).add(choice)
+                    choices.setdefault(index, _Choice(budgets)).add(choice)
+            warnings += _warnings(chunk)
             seen = seen or "choices" in chunk
         if not seen:
             return None
         messages = [choices[index].message() for index in sorted(choices)]
-        return shapes.response(messages, facts.finish_reasons, facts.model, facts.response_id)
+        return shapes.response(self.name, messages, facts, warnings)
 
     def normalize_response(self, body: Any) -> dict[str, Any] | None:
         """A whole response in the common shape; None for what is none (an error body)."""
@@ -107,87 +115,97 @@ class OpenAIChat:
         facts = Facts()
         self.read_json(facts, body)
         budget = shapes.Budget()
-        messages = [self.choice_message(mapping(choice), budget) for choice in body["choices"]]
-        return shapes.response(messages, facts.finish_reasons, facts.model, facts.response_id)
+        messages = [self.choice_message(choice, budget) for choice in body["choices"]]
+        return shapes.response(self.name, messages, facts, _warnings(body))
 
-    def choice_message(self, choice: Mapping[str, Any], budget: shapes.Budget) -> shapes.Message:
+    def choice_message(self, value: Any, budget: shapes.Budget) -> shapes.Message:
         """The message of one choice of a whole response."""
-        return _message(choice.get("message"), budget)
+        choice = mapping(value)
+        message = _message(choice.get("message", value), budget)
+        return {**message, "finish_reason": name(choice.get("finish_reason"))}
+
+
+def deployment(path: str) -> str | None:
+    """The deployment in a path of Azure OpenAI: ``/openai/deployments/NAME/chat/completions``."""
+    match = _DEPLOYMENT.search(path)
+    return name(match[1]) if match else None
+
+
+_DEPLOYMENT = re.compile(r"/deployments/([^/?]+)/")
 
 
 class _Choice:
     """The message of one choice, as its deltas come in."""
 
-    __slots__ = ("_budget", "_calls", "_reasoning", "_refusal", "_role", "_text")
+    __slots__ = ("_audio", "_calls", "_draft", "_spoken")
 
-    def __init__(self, budget: shapes.Budget) -> None:
-        self._budget = budget
-        self._role: str | None = None
-        self._text = shapes.Text(budget)
-        self._reasoning = shapes.Text(budget)
-        self._refusal = shapes.Text(budget)
-        self._calls: dict[int, _Call] = {}
+    def __init__(self, budgets: Budgets) -> None:
+        self._draft = Draft(budgets)
+        self._calls: list[int] = []
+        self._audio = 0
+        self._spoken = Text(budgets.said)
 
     def add(self, choice: Mapping[str, Any]) -> None:
-        self._text.add(choice.get("text"))  # the older completions have no delta
+        draft = self._draft
+        draft.text(choice.get("text"))  # the older completions have no delta
+        draft.finish_reason = name(choice.get("finish_reason")) or draft.finish_reason
         delta = mapping(choice.get("delta"))
-        self._role = self._role or name(delta.get("role"))
-        self._add_content(delta.get("content"))
+        draft.role = draft.role or name(delta.get("role"))
         # Two names for the same: DeepSeek and vLLM say reasoning_content, Groq and OpenRouter reasoning.
-        self._reasoning.add(delta.get("reasoning_content") or delta.get("reasoning"))
-        self._refusal.add(delta.get("refusal"))
+        draft.reasoning(delta.get("reasoning_content") or delta.get("reasoning"))
+        self._add_content(delta.get("content"))
+        if delta.keys() <= _TEXT_DELTA:
+            return
+        draft.refusal(delta.get("refusal"))
         for call in items(delta.get("tool_calls")):
             self._add_call(mapping(call))
         if legacy := mapping(delta.get("function_call")):
             self._add_call({"index": 0, "function": legacy})
+        for image in items(delta.get("images")):  # OpenRouter
+            draft.part(_part(image, draft.budget()))
+        if audio := mapping(delta.get("audio")):
+            data = audio.get("data")
+            self._audio += decoded_length(data) if isinstance(data, str) else 0
+            self._spoken.add(audio.get("transcript"))
+        for key, value in delta.items():
+            if key not in _KNOWN_DELTA and value not in (None, "", [], {}):
+                draft.also(key, value)
 
     def message(self) -> shapes.Message:
-        parts = []
-        if self._reasoning.length:
-            parts.append(self._reasoning.into({"type": "reasoning"}))
-        if self._text.length:
-            parts.append(self._text.into({"type": "text"}))
-        if self._refusal.length:
-            parts.append(self._refusal.into({"type": "text", "refusal": True}))
-        parts += [call.part() for call in self._calls.values()]
-        return {"role": self._role or "assistant", "parts": parts}
+        message = self._draft.message()
+        if self._audio or self._spoken.length:
+            part = shapes.data_part("file", media_type="audio")
+            part["bytes"] = self._audio or None
+            message["parts"].append(self._spoken.into(part) if self._spoken.length else part)
+        return message
 
     def _add_content(self, content: Any) -> None:
-        self._text.add(content)
-        for chunk in map(mapping, items(content)):  # Mistral: a list of typed chunks
-            self._text.add(chunk.get("text"))
-            for thought in items(chunk.get("thinking")):
-                self._reasoning.add(mapping(thought).get("text"))
+        self._draft.text(content)
+        for value in items(content):  # Mistral: a list of typed chunks
+            chunk = mapping(value)
+            if chunk.get("type") == "text":
+                self._draft.text(chunk.get("text"))
+            elif chunk.get("type") == "thinking":
+                self._draft.reasoning(_thoughts(chunk.get("thinking")))
+            else:
+                self._draft.part(_part(value, self._draft.budget()))
 
     def _add_call(self, call: Mapping[str, Any]) -> None:
         index = call.get("index")
         if not isinstance(index, int):  # some gateways number nothing and send calls whole
-            index = len(self._calls) if call.get("id") or not self._calls else len(self._calls) - 1
+            index = len(self._calls) if call.get("id") or not self._calls else self._calls[-1]
         if index not in self._calls:
             if len(self._calls) >= shapes.MAX_PARTS:
                 return
-            self._calls[index] = _Call(self._budget)
-        self._calls[index].add(call)
+            self._calls.append(index)
+        function = mapping(call.get("function")) or mapping(call.get("custom"))
+        arguments = function.get("arguments", function.get("input"))
+        self._draft.call(index, call.get("id"), function.get("name"), arguments)
 
 
-class _Call:
-    """One tool call: its id and name come first, its arguments in fragments."""
-
-    __slots__ = ("_arguments", "_id", "_name")
-
-    def __init__(self, budget: shapes.Budget) -> None:
-        self._id: str | None = None
-        self._name: str | None = None
-        self._arguments = shapes.Text(budget)
-
-    def add(self, call: Mapping[str, Any]) -> None:
-        function = mapping(call.get("function"))
-        self._id = self._id or name(call.get("id"))
-        self._name = self._name or name(function.get("name"))
-        self._arguments.add(function.get("arguments"))
-
-    def part(self) -> shapes.Part:
-        return self._arguments.into_tool_call(self._id, self._name)
+_TEXT_DELTA = frozenset({"role", "content", "reasoning_content", "reasoning"})
+_KNOWN_DELTA = _TEXT_DELTA | {"refusal", "tool_calls", "function_call", "images", "audio"}
+_KNOWN_MESSAGE = _KNOWN_DELTA | {"tool_call_id", "name"}
 
 
 def _usage(usage: Any) -> Usage | None:
@@ -213,26 +231,58 @@ def _error(body: Mapping[str, Any], groq: Mapping[str, Any]) -> WireError | None
     return error_from_body(body) if not body.get("choices") or body.get("error") else None
 
 
+def _warnings(body: Mapping[str, Any]) -> list[shapes.Warning]:
+    """What a filter has found (Azure), and what a gateway warns of."""
+    if body.keys() <= _PLAIN_CHUNK and not any(
+        "content_filter_results" in mapping(c) for c in items(body.get("choices"))
+    ):
+        return []
+    found = shapes.warnings_of(body)
+    for result in items(body.get("prompt_filter_results")):
+        found += _filtered("prompt", mapping(result).get("content_filter_results"))
+    for choice in items(body.get("choices")):
+        found += _filtered("answer", mapping(choice).get("content_filter_results"))
+    return found
+
+
+_PLAIN_CHUNK = frozenset({"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"})
+
+
+def _filtered(what: str, results: Any) -> list[shapes.Warning]:
+    return [
+        shapes.warning("content_filter", f"{what}: {category} {shapes.dumps(result)}")
+        for category, result in mapping(results).items()
+        if mapping(result).get("filtered") is True or mapping(result).get("detected") is True
+    ]
+
+
 def _message(value: Any, budget: shapes.Budget) -> shapes.Message:
     if not isinstance(value, dict):
-        return {"role": "unknown", "parts": [shapes.unknown_part(value, budget)]}
+        return shapes.unknown_message(value, budget)
     role = name(value.get("role")) or "assistant"
+    content = value.get("content")
     if role in ("tool", "function"):
-        id = value.get("tool_call_id") or value.get("name")
-        return {"role": "tool", "parts": [shapes.tool_result_part(id, _result(value.get("content"), budget), budget)]}
+        id = value.get("tool_call_id")
+        result = shapes.tool_result_part(id, _result(content, budget), budget, tool=value.get("name"))
+        return shapes.message("tool", [result], given=value, known={"content", "tool_call_id", "name"})
     parts = []
     if isinstance(reasoning := value.get("reasoning_content") or value.get("reasoning"), str) and reasoning:
         parts.append(shapes.reasoning_part(reasoning, budget))
-    parts += _content(value.get("content"), budget)
+    parts += _content(content, budget)
     if isinstance(refusal := value.get("refusal"), str) and refusal:
         parts.append(shapes.refusal_part(refusal, budget))
-    for call in items(value.get("tool_calls")):
+    for call in shapes.listed(value.get("tool_calls")):
         parts.append(_tool_call(call, budget))
     if legacy := mapping(value.get("function_call")):
         parts.append(shapes.tool_call_part(None, legacy.get("name"), legacy.get("arguments"), budget))
+    parts += [_part(image, budget) for image in items(value.get("images"))]
+    if audio := mapping(value.get("audio")):
+        part = shapes.data_part("file", media_type="audio", data=audio.get("data"), id=audio.get("id"))
+        spoken = audio.get("transcript")
+        parts.append(shapes.cut(part, "text", spoken, budget) if isinstance(spoken, str) else part)
     if not parts and "content" not in value:
-        parts.append(shapes.unknown_part(value, budget))
-    return {"role": role, "parts": parts}
+        return shapes.unknown_message(value, budget)
+    return shapes.message(role, parts, given=value, known=_KNOWN_MESSAGE)
 
 
 def _content(content: Any, budget: shapes.Budget) -> list[shapes.Part]:
@@ -253,35 +303,49 @@ def _part(value: Any, budget: shapes.Budget) -> shapes.Part:
     part = mapping(value)
     kind = part.get("type")
     if kind == "text" and isinstance(text := part.get("text"), str):
-        return shapes.text_part(text, budget)
+        return shapes.with_other(shapes.text_part(text, budget), part, {"type", "text"})
     if kind == "refusal" and isinstance(text := part.get("refusal"), str):
         return shapes.refusal_part(text, budget)
     if kind == "thinking":  # Mistral
-        thoughts = "".join(str(mapping(thought).get("text", "")) for thought in items(part.get("thinking")))
-        return shapes.reasoning_part(thoughts, budget)
+        return shapes.reasoning_part(_thoughts(part.get("thinking")), budget)
+    made = None
     if kind == "image_url":
         image = part.get("image_url")
-        return shapes.data_part("image", url=mapping(image).get("url") if isinstance(image, dict) else image)
-    if kind == "input_audio":
-        audio = mapping(part.get("input_audio"))
-        return shapes.data_part("file", media_type=f"audio/{audio.get('format')}", data=audio.get("data"))
-    if kind == "file":
-        file = mapping(part.get("file"))
-        return shapes.data_part("file", data=file.get("file_data"), name=file.get("filename"), id=file.get("file_id"))
-    return shapes.unknown_part(value, budget)
+        made = shapes.data_part("image", url=mapping(image).get("url") if isinstance(image, dict) else image)
+    elif kind == "input_audio":
+        audio = part.get("input_audio")
+        format = mapping(audio).get("format")
+        data = mapping(audio).get("data") if isinstance(audio, dict) else audio
+        made = shapes.data_part("file", media_type=f"audio/{format}" if format else "audio", data=data)
+    elif kind in ("video_url", "audio_url", "document_url"):  # vLLM, Mistral
+        source = part.get(str(kind))
+        url = mapping(source).get("url") if isinstance(source, dict) else source
+        made = shapes.data_part("file", url=url, name=part.get("document_name"))
+    elif kind == "file" and isinstance(part.get("file"), dict):
+        file = part["file"]
+        made = shapes.data_part("file", data=file.get("file_data"), name=file.get("filename"), id=file.get("file_id"))
+    elif kind == "file":  # Mistral
+        made = shapes.data_part("file", id=part.get("file_id"))
+    if made is None:
+        return shapes.unknown_part(value, budget)
+    return shapes.with_other(made, part, {"type", str(kind), "document_name", "file_id"})
+
+
+def _thoughts(thinking: Any) -> str:
+    if isinstance(thinking, str):
+        return thinking
+    return "".join(text for thought in items(thinking) if isinstance(text := mapping(thought).get("text"), str))
 
 
 def _tool_call(value: Any, budget: shapes.Budget) -> shapes.Part:
     call = mapping(value)
-    if isinstance(call.get("function"), dict):
-        function = call["function"]
-        return shapes.tool_call_part(call.get("id"), function.get("name"), function.get("arguments"), budget)
-    if isinstance(call.get("custom"), dict):
-        custom = call["custom"]
-        return shapes.tool_call_part(call.get("id"), custom.get("name"), custom.get("input"), budget)
+    for kind, arguments in (("function", "arguments"), ("custom", "input")):
+        if isinstance(called := call.get(kind), dict):
+            part = shapes.tool_call_part(call.get("id"), called.get("name"), called.get(arguments), budget)
+            return shapes.with_other(part, call, {"id", "type", "index", kind})
     return shapes.unknown_part(value, budget)
 
 
-def _tool(value: Any) -> dict[str, Any]:
+def _tool(value: Any) -> shapes.Tool:
     function = mapping(value).get("function", value)
     return shapes.tool(function if isinstance(function, dict) else value, "parameters")

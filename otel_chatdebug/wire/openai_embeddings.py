@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from otel_chatdebug.wire import shapes
-from otel_chatdebug.wire.openai_chat import OpenAIChat
+from otel_chatdebug.wire.openai_chat import OpenAIChat, deployment
 from otel_chatdebug.wire.openai_completions import user_messages
-from otel_chatdebug.wire.reading import items, mapping
+from otel_chatdebug.wire.reading import mapping, name
+from otel_chatdebug.wire.types import Facts
 
 
 class OpenAIEmbeddings(OpenAIChat):
@@ -20,11 +21,12 @@ class OpenAIEmbeddings(OpenAIChat):
     has_terminal = False
     path = re.compile(r"/embeddings/?$")
 
-    def normalize_request(self, body: Any) -> dict[str, Any] | None:
+    def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
         """Each input as a user's message."""
         if not isinstance(body, dict):
             return None
-        return shapes.request(user_messages(body.get("input")), [], shapes.options(body, "input"), None)
+        model = name(body.get("model")) or deployment(path)
+        return shapes.request(self.name, body, user_messages(body.get("input")), ("input",), model=model)
 
     def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
         """Nothing: embeddings do not stream."""
@@ -34,8 +36,7 @@ class OpenAIEmbeddings(OpenAIChat):
         """How many vectors came, and of which size where they are lists."""
         if not isinstance(body, dict) or not isinstance(body.get("data"), list):
             return None
-        vectors = body["data"]
-        first = mapping(vectors[0]).get("embedding") if vectors else None
-        normalized = shapes.response([], [], body.get("model"), body.get("id"))
-        normalized["embeddings"] = {"count": len(vectors), "dimensions": len(items(first)) or None}
-        return normalized
+        facts = Facts()
+        self.read_json(facts, body)
+        vectors = [mapping(entry).get("embedding") for entry in body["data"]]
+        return shapes.embeddings(self.name, facts, vectors, shapes.warnings_of(body))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from otel_chatdebug.wire import shapes
+from otel_chatdebug.wire.drafts import Budgets, Draft
 from otel_chatdebug.wire.reading import (
     count,
     error_from_body,
@@ -47,12 +48,12 @@ class OpenAIResponses:
     # In a text that the model writes the quotes are escaped, so this finds only the structure.
     markers = re.compile(rb'"type":\s*"(?:response\.(?:created|completed|incomplete|failed|cancelled)|error)"')
 
-    def request_facts(self, body: Mapping[str, Any]) -> RequestFacts:
+    def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
         return RequestFacts(
             model=name(body.get("model")),
             stream=body.get("stream") is True,
-            options=request_options(body, "stop"),
+            options=request_options(body),
         )
 
     def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
@@ -85,23 +86,26 @@ class OpenAIResponses:
         if status in _ENDED and status != "failed":
             set_finish_reason(facts, 0, mapping(body.get("incomplete_details")).get("reason") or status)
 
-    def normalize_request(self, body: Any) -> dict[str, Any] | None:
-        """The request's messages, tools and options in the common shape; None for what is no request."""
+    def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
+        """The request in the common shape; None for what is no request."""
         if not isinstance(body, dict):
             return None
         budget = shapes.Budget()
         messages: list[shapes.Message] = []
-        if isinstance(instructions := body.get("instructions"), str) and instructions:
-            messages.append({"role": "system", "parts": [shapes.text_part(instructions, budget)]})
+        if instructions := body.get("instructions"):
+            messages.append(shapes.message("system", _content(instructions, budget)))
         given = body.get("input")
         if isinstance(given, str):
-            messages.append({"role": "user", "parts": [shapes.text_part(given, budget)]})
-        messages += [_message(item, budget) for item in items(given)]
+            messages.append(shapes.message("user", [shapes.text_part(given, budget)]))
+        else:
+            messages += [_message(item, budget) for item in shapes.listed(given)]
         return shapes.request(
+            self.name,
+            body,
             messages,
-            [shapes.tool(tool, "parameters") for tool in items(body.get("tools"))],
-            shapes.options(body, "instructions", "input", "tools", "tool_choice"),
-            body.get("tool_choice"),
+            ("instructions", "input", "tools", "tool_choice"),
+            tools=[shapes.tool(tool, "parameters") for tool in shapes.listed(body.get("tools"))],
+            tool_choice=shapes.tool_choice(body.get("tool_choice")),
         )
 
     def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
@@ -135,8 +139,7 @@ class OpenAIResponses:
         else:
             for index in sorted(open_items):
                 parts += open_items[index].parts(budget)
-        messages = [{"role": "assistant", "parts": parts}]
-        return shapes.response(messages, facts.finish_reasons, facts.model, facts.response_id)
+        return self._response(facts, parts, last)
 
     def normalize_response(self, body: Any) -> dict[str, Any] | None:
         """A whole response in the common shape; None for what is none (an error body)."""
@@ -146,55 +149,57 @@ class OpenAIResponses:
         self.read_json(facts, body)
         budget = shapes.Budget()
         parts = [part for item in body["output"] for part in _parts(item, budget)]
-        messages = [{"role": "assistant", "parts": parts}]
-        return shapes.response(messages, facts.finish_reasons, facts.model, facts.response_id)
+        return self._response(facts, parts, body)
+
+    def _response(self, facts: Facts, parts: list[shapes.Part], body: Mapping[str, Any]) -> dict[str, Any]:
+        reason = facts.finish_reasons[0] if facts.finish_reasons else None
+        return shapes.response(self.name, [shapes.answer(None, parts, reason)], facts, shapes.warnings_of(body))
 
 
 class _Item:
     """One item of the output, as its deltas come in. Bounded by itself: which items are shown is known at the end."""
 
-    __slots__ = ("_arguments", "_done", "_reasoning", "_refusal", "_text", "_value")
+    __slots__ = ("_done", "_draft", "_value")
 
     def __init__(self) -> None:
-        budget = shapes.Budget.streamed()
+        self._draft = Draft(Budgets())
         self._value: Mapping[str, Any] = {}
         self._done = False
-        self._text = shapes.Text(budget)
-        self._reasoning = shapes.Text(budget)
-        self._refusal = shapes.Text(budget)
-        self._arguments = shapes.Text(budget)
 
     def add(self, kind: str, body: Mapping[str, Any]) -> None:
+        delta = body.get("delta")
+        place = body.get("content_index", body.get("summary_index"))
+        at = place if isinstance(place, int) else None
         if kind in ("response.output_item.added", "response.output_item.done"):
             self._value = mapping(body.get("item"))
             self._done = kind == "response.output_item.done"
         elif kind == "response.output_text.delta":
-            self._text.add(body.get("delta"))
+            self._draft.text(delta, at)
         elif kind in ("response.reasoning_summary_text.delta", "response.reasoning_text.delta"):
-            self._reasoning.add(body.get("delta"))
+            self._draft.reasoning(delta, at)
         elif kind == "response.refusal.delta":
-            self._refusal.add(body.get("delta"))
-        elif kind in (
-            "response.function_call_arguments.delta",
-            "response.custom_tool_call_input.delta",
-            "response.mcp_call_arguments.delta",
-        ):
-            self._arguments.add(body.get("delta"))
+            self._draft.refusal(delta, at)
+        elif kind in _ARGUMENTS:
+            self._draft.call(None, arguments=delta)
 
     def parts(self, budget: shapes.Budget) -> list[shapes.Part]:
         if self._done:
             return _parts(self._value, budget)
-        parts = []
-        if self._reasoning.length:
-            parts.append(self._reasoning.into({"type": "reasoning"}))
-        if self._text.length:
-            parts.append(self._text.into({"type": "text"}))
-        if self._refusal.length:
-            parts.append(self._refusal.into({"type": "text", "refusal": True}))
-        if self._arguments.length or str(self._value.get("type")).endswith("_call"):
-            id = self._value.get("call_id") or self._value.get("id")
-            parts.append(self._arguments.into_tool_call(id, self._value.get("name") or self._value.get("type")))
-        return parts
+        item = self._value
+        if str(item.get("type")).endswith("_call"):
+            self._draft.call(None, item.get("call_id") or item.get("id"), item.get("name") or item.get("type"))
+        return self._draft.parts()
+
+
+_ARGUMENTS = frozenset(
+    {
+        "response.function_call_arguments.delta",
+        "response.custom_tool_call_input.delta",
+        "response.mcp_call_arguments.delta",
+        "response.code_interpreter_call_code.delta",
+    }
+)
+"""The events that carry a fragment of a tool call's arguments."""
 
 
 def _usage(usage: Any) -> Usage | None:
@@ -224,12 +229,16 @@ def _message(value: Any, budget: shapes.Budget) -> shapes.Message:
     item = mapping(value)
     kind = item.get("type")
     if kind in (None, "message") and "content" in item:
-        return {"role": name(item.get("role")) or "unknown", "parts": _content(item["content"], budget)}
+        known = {"type", "content", "id", "status"}
+        return shapes.message(item.get("role"), _content(item["content"], budget), given=item, known=known)
     if str(kind).endswith("_call_output"):
         output = item.get("output")
         result = output if isinstance(output, str) else _content(output, budget)
-        return {"role": "tool", "parts": [shapes.tool_result_part(item.get("call_id"), result, budget)]}
-    return {"role": name(item.get("role")) or "assistant", "parts": _parts(value, budget)}
+        return shapes.message("tool", [shapes.tool_result_part(item.get("call_id"), result, budget)])
+    parts = _parts(value, budget)
+    if [part["type"] for part in parts] == [shapes.UNKNOWN] and "role" not in item and not str(kind).endswith("_call"):
+        return shapes.unknown_message(value, budget)
+    return {**shapes.message(item.get("role"), parts), "role": name(item.get("role")) or "assistant"}
 
 
 def _parts(value: Any, budget: shapes.Budget) -> list[shapes.Part]:
@@ -240,13 +249,16 @@ def _parts(value: Any, budget: shapes.Budget) -> list[shapes.Part]:
         return _content(item.get("content"), budget)
     if kind == "reasoning":
         texts = [mapping(entry).get("text") for entry in items(item.get("summary")) + items(item.get("content"))]
-        return [shapes.reasoning_part(text, budget) for text in texts if isinstance(text, str) and text]
+        parts = [shapes.reasoning_part(text, budget) for text in texts if isinstance(text, str) and text]
+        return parts or ([shapes.encrypted_reasoning_part()] if item.get("encrypted_content") else [])
     if kind in ("function_call", "custom_tool_call", "mcp_call"):
         id = item.get("call_id") or item.get("id")
         given = item.get("arguments", item.get("input"))
         parts = [shapes.tool_call_part(id, item.get("name"), given, budget)]
         if isinstance(output := item.get("output"), str):  # the provider called the MCP server itself
             parts.append(shapes.tool_result_part(id, output, budget))
+        if failed := item.get("error"):
+            parts.append(shapes.tool_result_part(id, failed, budget, error=True))
         return parts
     if kind == "image_generation_call":
         return [shapes.data_part("image", data=item.get("result"), id=item.get("id"))]
@@ -267,19 +279,21 @@ def _part(value: Any, budget: shapes.Budget) -> shapes.Part:
     part = mapping(value)
     kind = part.get("type")
     if kind in ("input_text", "output_text", "text") and isinstance(text := part.get("text"), str):
-        return shapes.text_part(text, budget)
+        return shapes.with_other(shapes.text_part(text, budget), part, {"type", "text", "logprobs"})
     if kind == "refusal" and isinstance(text := part.get("refusal"), str):
         return shapes.refusal_part(text, budget)
     if kind in ("reasoning_text", "summary_text") and isinstance(text := part.get("text"), str):
         return shapes.reasoning_part(text, budget)
     if kind == "input_image":
-        return shapes.data_part("image", url=part.get("image_url"), id=part.get("file_id"))
+        made = shapes.data_part("image", url=part.get("image_url"), id=part.get("file_id"))
+        return shapes.with_other(made, part, {"type", "image_url", "file_id"})
     if kind == "input_file":
-        return shapes.data_part(
+        made = shapes.data_part(
             "file",
             data=part.get("file_data"),
             url=part.get("file_url"),
             name=part.get("filename"),
             id=part.get("file_id"),
         )
+        return shapes.with_other(made, part, {"type", "file_data", "file_url", "filename", "file_id"})
     return shapes.unknown_part(value, budget)

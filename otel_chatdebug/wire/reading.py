@@ -6,7 +6,7 @@ All of them take anything and never raise: what a provider sends is not ours to 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from otel_chatdebug.wire.types import Facts, WireError
@@ -82,29 +82,58 @@ OPTIONS = {
     "max_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
     "max_output_tokens": "max_tokens",
+    "maxOutputTokens": "max_tokens",  # Gemini
+    "maxTokens": "max_tokens",  # Bedrock's Converse
+    "num_predict": "max_tokens",  # Ollama
     "temperature": "temperature",
     "top_p": "top_p",
+    "topP": "top_p",
     "top_k": "top_k",
+    "topK": "top_k",
     "frequency_penalty": "frequency_penalty",
+    "frequencyPenalty": "frequency_penalty",
     "presence_penalty": "presence_penalty",
+    "presencePenalty": "presence_penalty",
     "seed": "seed",
+    "random_seed": "seed",  # Mistral
     "n": "choice.count",
+    "candidateCount": "choice.count",  # Gemini
 }
 """Body key -> the last part of the ``gen_ai.request.*`` attribute, for options that are numbers."""
 
+STOPS = frozenset({"stop", "stop_sequences", "stopSequences"})
+"""Body keys of stop sequences: a text, or a list of them."""
 
-def request_options(body: Mapping[str, Any], stop_key: str) -> dict[str, Any]:
-    """The options of a request that have an attribute: numbers, and the stop sequences under ``stop_key``."""
-    options: dict[str, Any] = {}
-    for key, option in OPTIONS.items():
-        value = body.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            options[option] = value
-    stop = body.get(stop_key)
-    stops = [stop] if isinstance(stop, str) else items(stop)
-    if texts := [text[:MAX_NAME] for text in stops[:MAX_CHOICES] if isinstance(text, str)]:
-        options["stop_sequences"] = texts
-    return options
+
+def option(key: str, value: Any) -> tuple[str, Any] | None:
+    """The name and value of an option that every provider has; None for any other, or a value that is none."""
+    if key in OPTIONS and isinstance(value, int | float) and not isinstance(value, bool):
+        return OPTIONS[key], value
+    if key in STOPS and (stops := strings([value] if isinstance(value, str) else value)):
+        return "stop_sequences", stops
+    return None
+
+
+def option_groups(body: Mapping[str, Any], nested: Iterable[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """``body``, and each of its objects that hold options themselves, with what stands before their names."""
+    yield "", body
+    for outer in nested:
+        yield f"{outer}.", mapping(body.get(outer))
+
+
+def request_options(body: Mapping[str, Any], *nested: str) -> dict[str, Any]:
+    """The options of a request that have an attribute: numbers, and the stop sequences."""
+    return dict(
+        found
+        for _, group in option_groups(body, nested)
+        for key, value in group.items()
+        if (found := option(key, value))
+    )
+
+
+def strings(value: Any) -> list[str]:
+    """The texts in a list, bounded; an empty one where there are none."""
+    return [text[:MAX_NAME] for text in items(value)[:MAX_CHOICES] if isinstance(text, str)]
 
 
 def error_from_body(body: Any) -> WireError | None:

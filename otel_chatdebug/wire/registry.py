@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.anthropic import AnthropicMessages
 from otel_chatdebug.wire.openai_chat import OpenAIChat
 from otel_chatdebug.wire.openai_completions import OpenAICompletions
 from otel_chatdebug.wire.openai_embeddings import OpenAIEmbeddings
 from otel_chatdebug.wire.openai_responses import OpenAIResponses
 from otel_chatdebug.wire.reading import error_from_body, loads, name
-from otel_chatdebug.wire.sse import CR, Framer, parse_block
+from otel_chatdebug.wire.sse import CR, Event, Framer, parse_block
 from otel_chatdebug.wire.types import Facts, RequestFacts
 
 __all__ = ["FORMATS", "FRAMED_TYPES", "Format", "StreamReader", "error_from_body", "find", "generic", "is_framed"]
@@ -56,8 +57,8 @@ class Format(Protocol):
         anyway. It looks at every byte of a stream, so it should begin with one literal.
         """
 
-    def request_facts(self, body: Mapping[str, Any]) -> RequestFacts:
-        """What a request asks for."""
+    def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
+        """What a request asks for. Some APIs name the model in the path, and not in the body."""
 
     def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
         """Folds one event of a stream into ``facts``."""
@@ -65,7 +66,7 @@ class Format(Protocol):
     def read_json(self, facts: Facts, body: Any) -> None:
         """Folds a body that is not streamed, or an error body, into ``facts``."""
 
-    def normalize_request(self, body: Any) -> dict[str, Any] | None:
+    def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
         """The request in the shape of `otel_chatdebug.wire.shapes`."""
 
     def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
@@ -85,7 +86,7 @@ class Generic:
     path = re.compile("")
     markers = re.compile(rb'"error"(?!\s*:\s*null)')
 
-    def request_facts(self, body: Mapping[str, Any]) -> RequestFacts:
+    def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """The model, and whether a stream is asked for: nearly all APIs call them so."""
         return RequestFacts(model=name(body.get("model")), stream=body.get("stream") is True)
 
@@ -98,12 +99,14 @@ class Generic:
         if isinstance(body, dict) and "detail" not in body:
             facts.error = facts.error or error_from_body(body)
 
-    def normalize_request(self, body: Any) -> dict[str, Any] | None:
+    def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
         """Nothing: shapes are not guessed."""
         return None
 
     def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
         """Nothing: shapes are not guessed."""
+        for _ in events:
+            pass
         return None
 
     def normalize_response(self, body: Any) -> dict[str, Any] | None:
@@ -128,6 +131,36 @@ def find(path: str) -> Format | None:
     """The format that is spoken at a URL path (a query behind it is ignored); None where none is known."""
     path = path.partition("?")[0]
     return next((format for format in FORMATS if format.path.search(path)), None)
+
+
+def normalize_request(format: Format, body: Any, path: str) -> dict[str, Any]:
+    """A parsed request body in the shape of `otel_chatdebug.wire.shapes`; one that nobody knows is kept raw."""
+    return format.normalize_request(body, path) or shapes.unknown_request(body)
+
+
+def normalize_response(format: Format, body: Any) -> dict[str, Any] | None:
+    """A parsed response body likewise; None for an error body, which the attempt's error tells."""
+    return format.normalize_response(body) or (None if error_from_body(body) else shapes.unknown_response(body))
+
+
+def assemble(format: Format, events: Iterable[Event]) -> dict[str, Any] | None:
+    """A stream so far likewise; None while nothing has come, and for one that is nothing but an error."""
+    first: list[Any] = []
+    whole = format.assemble(_first_kept(events, first))
+    if whole is not None or not first or error_from_body(first[0]):
+        return whole
+    return shapes.unknown_response(first)
+
+
+def _first_kept(events: Iterable[Event], first: list[Any]) -> Iterator[Event]:
+    """All ``events``; those at the beginning are put into ``first``, too."""
+    size = 0
+    for event in events:
+        if size < shapes.MAX_PART:
+            value = loads(event[1])
+            first.append(event[1].decode("utf-8", "replace") if value is None else value)
+            size += len(event[1])
+        yield event
 
 
 FRAMED_TYPES = frozenset(

@@ -227,9 +227,9 @@ def test_no_json_makes_a_format_raise(format: registry.Format, value: Any, event
     format.read_event(facts, event, data)
     before = copy.deepcopy(value)
     if isinstance(value, dict):
-        format.request_facts(value)
+        format.request_facts(value, "/v1/x")
     for normalized in (
-        format.normalize_request(value),
+        format.normalize_request(value, "/v1/x"),
         format.normalize_response(value),
         format.assemble([(event, data), (event, data)]),
     ):
@@ -553,7 +553,8 @@ def test_request_facts_are_named_as_the_span_attributes_are() -> None:
             "n": 2,
             "stop": "END",
             "messages": [],
-        }
+        },
+        "/v1/chat/completions",
     )
     assert (facts.model, facts.stream) == ("m", True)
     assert facts.options == {"max_tokens": 5, "temperature": 0.5, "choice.count": 2, "stop_sequences": ["END"]}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
-from otel_chatdebug.wire import registry, shapes
+from otel_chatdebug.wire import registry, shapes, sse
 from otel_chatdebug.wire.sse import SSEDecoder
+from tests.support.shape import check_request, check_response
 from tests.support.transcripts import BODIES, STREAMS, Transcript
 
 
@@ -19,17 +21,32 @@ def format(name: str) -> registry.Format:
 
 
 def normalized(name: str, body: dict[str, Any]) -> dict[str, Any]:
-    result = format(name).normalize_request(body)
-    assert result is not None
-    json.dumps(result)
+    result = registry.normalize_request(format(name), body, "/")
+    check_request(result)
     return result
 
 
 def assembled(transcript: Transcript, data: bytes | None = None) -> dict[str, Any]:
     events = SSEDecoder().feed(transcript.data if data is None else data)
-    result = transcript.format.assemble(events)
+    return put_together(transcript.format, events)
+
+
+def put_together(format: registry.Format, events: Iterable[sse.Event]) -> dict[str, Any]:
+    result = registry.assemble(format, events)
     assert result is not None
+    check_response(result)
     return result
+
+
+def whole(format: registry.Format, body: Any) -> dict[str, Any]:
+    result = registry.normalize_response(format, body)
+    assert result is not None
+    check_response(result)
+    return result
+
+
+def events_of(*chunks: Any) -> list[sse.Event]:
+    return [(None, json.dumps(chunk).encode()) for chunk in chunks]
 
 
 def named(name: str) -> Transcript:
@@ -42,7 +59,7 @@ CALL = {"type": "tool_call", "name": "get_weather", "arguments": {"city": "Paris
 
 @pytest.mark.parametrize("stream", [s for s in STREAMS if ".text" in s.name], ids=str)
 def test_a_streamed_text_is_put_together(stream: Transcript) -> None:
-    assert assembled(stream)["messages"] == [{"role": "assistant", "parts": HELLO}]
+    assert assembled(stream)["messages"] == [{"role": "assistant", "parts": HELLO, "finish_reason": ANY}]
 
 
 @pytest.mark.parametrize("stream", [s for s in STREAMS if ".tools" in s.name], ids=str)
@@ -52,18 +69,18 @@ def test_a_streamed_tool_call_is_put_together(stream: Transcript) -> None:
     call = message["parts"][-1]
     assert {key: call[key] for key in CALL} == CALL
     assert call["id"]
-    assert response["finish_reasons"]
+    assert message["finish_reason"]
 
 
 @pytest.mark.parametrize("body", [b for b in BODIES if not b.name.split(".")[1].isdigit()], ids=str)
 def test_a_whole_body_has_the_shape_of_its_stream(body: Transcript) -> None:
-    response = body.format.normalize_response(json.loads(body.data))
-    assert response is not None
+    response = whole(body.format, json.loads(body.data))
     streamed = assembled(named(body.name.replace(".json", ".sse")))
     parts = [part for part in response["messages"][0]["parts"] if part["type"] != "reasoning"]
     assert parts == [part for part in streamed["messages"][0]["parts"] if part["type"] != "reasoning"]
-    assert {key: response[key] for key in ("finish_reasons", "model", "id")} == {
-        key: streamed[key] for key in ("finish_reasons", "model", "id")
+    assert response["messages"][0]["finish_reason"] == streamed["messages"][0]["finish_reason"]
+    assert {key: response[key] for key in ("format", "model", "id", "warnings")} == {
+        key: streamed[key] for key in ("format", "model", "id", "warnings")
     }
 
 
@@ -82,7 +99,7 @@ def test_every_beginning_of_a_stream_can_be_shown_and_its_text_only_grows(stream
 
 @pytest.mark.parametrize("body", [b for b in BODIES if b.name.split(".")[1].isdigit()], ids=str)
 def test_an_error_body_is_no_response(body: Transcript) -> None:
-    assert body.format.normalize_response(json.loads(body.data)) is None
+    assert registry.normalize_response(body.format, json.loads(body.data)) is None
 
 
 PNG = base64.b64encode(b"\x89PNG" + bytes(range(256)) * 4).decode()
@@ -142,10 +159,10 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
                 ],
             },
             {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "look", "input": {"at": "it"}}]},
-            {"role": "tool", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "A cat."}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "A cat."}]},
         ],
         "tools": [{"name": "look", "description": "Looks.", "input_schema": SCHEMA}],
-        "tool_choice": "auto",
+        "tool_choice": {"type": "auto"},
         "temperature": 0.5,
     },
 }
@@ -153,9 +170,12 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_same_conversation_looks_the_same(name: str) -> None:
-    assert normalized(name, CONVERSATIONS[name]) == {
+    cached = {"other": {"cache_control": {"type": "ephemeral"}}} if name == "anthropic.messages" else {}
+    assert normalized(name, {**CONVERSATIONS[name], "top_z": [1], "stream": True}) == {
+        "format": name,
+        "model": "m",
         "messages": [
-            {"role": "system", "parts": [{"type": "text", "text": "Be brief."}]},
+            {"role": "system", "parts": [{"type": "text", "text": "Be brief.", **cached}]},
             {
                 "role": "user",
                 "parts": [
@@ -169,9 +189,11 @@ def test_the_same_conversation_looks_the_same(name: str) -> None:
             },
             {"role": "tool", "parts": [{"type": "tool_result", "id": "1", "content": "A cat."}]},
         ],
-        "tools": [{"name": "look", "description": "Looks.", "schema": SCHEMA}],
-        "options": {"model": "m", "temperature": 0.5},
-        "tool_choice": "auto",
+        "tools": [{"type": "function", "name": "look", "description": "Looks.", "schema": SCHEMA}],
+        "tool_choice": {"mode": "auto"},
+        "options": {"temperature": 0.5},
+        "provider_options": {"top_z": [1], "stream": True},
+        "provider_option_count": 2,
     }
 
 
@@ -246,7 +268,7 @@ def test_a_long_part_is_cut_and_says_so() -> None:
         assert part["truncated"] is True
         assert part["length"] >= len(text)
         assert len(part[key]) == shapes.MAX_PART
-    assert result["options"]["metadata"]["truncated"] is True
+    assert result["provider_options"]["metadata"]["truncated"] is True
     exact = normalized("openai.chat", {"messages": [{"role": "user", "content": text[:-5]}]})
     assert exact["messages"][0]["parts"] == [{"type": "text", "text": text[:-5]}]
 
@@ -265,8 +287,7 @@ STREAMED_TEXT: dict[str, Callable[[str], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", STREAMED_TEXT)
 def test_a_long_stream_is_cut_and_says_how_long_it_was(name: str) -> None:
     events = [(None, json.dumps(STREAMED_TEXT[name]("b" * 1000)).encode())] * 60
-    response = format(name).assemble(events)
-    assert response is not None
+    response = put_together(format(name), events)
     assert response["messages"][0]["parts"] == [
         {"type": "text", "text": "b" * shapes.MAX_STREAMED, "truncated": True, "length": 60_000},
     ]
@@ -278,10 +299,10 @@ def test_choices_are_messages_of_their_own_in_their_order() -> None:
         {"choices": [{"index": 0, "delta": {"content": "A"}, "finish_reason": "stop"}]},
         {"choices": [{"index": 1, "delta": {}, "finish_reason": "length"}]},
     ]
-    response = format("openai.chat").assemble((None, json.dumps(chunk).encode()) for chunk in chunks)
-    assert response is not None
+    response = put_together(format("openai.chat"), events_of(*chunks))
     texts = ["".join(part["text"] for part in message["parts"]) for message in response["messages"]]
-    assert (texts, response["finish_reasons"]) == (["aA", "b"], ["stop", "length"])
+    assert texts == ["aA", "b"]
+    assert [message["finish_reason"] for message in response["messages"]] == ["stop", "length"]
 
 
 def test_reasoning_and_refusals_are_told_apart_from_text() -> None:
@@ -290,12 +311,11 @@ def test_reasoning_and_refusals_are_told_apart_from_text() -> None:
         {"choices": [{"delta": {"content": "no"}}]},
         {"choices": [{"delta": {"refusal": "I cannot"}}]},
     ]
-    response = format("openai.chat").assemble((None, json.dumps(chunk).encode()) for chunk in chunks)
-    assert response is not None
+    response = put_together(format("openai.chat"), events_of(*chunks))
     assert response["messages"][0]["parts"] == [
         {"type": "reasoning", "text": "hm"},
         {"type": "text", "text": "no"},
-        {"type": "text", "refusal": True, "text": "I cannot"},
+        {"type": "refusal", "text": "I cannot"},
     ]
 
 
@@ -304,8 +324,7 @@ def test_tool_calls_that_are_not_numbered_are_told_apart_by_their_ids() -> None:
         return {"choices": [{"delta": {"tool_calls": [{"id": id, "function": {"name": "f", "arguments": arguments}}]}}]}
 
     chunks = [call("1", "{}"), call("2", '{"a":'), call(None, "1}")]
-    response = format("openai.chat").assemble((None, json.dumps(chunk).encode()) for chunk in chunks)
-    assert response is not None
+    response = put_together(format("openai.chat"), events_of(*chunks))
     assert [(part["id"], part["arguments"]) for part in response["messages"][0]["parts"]] == [
         ("1", {}),
         ("2", {"a": 1}),
@@ -321,26 +340,113 @@ def test_arguments_that_broke_off_stay_as_they_are() -> None:
 
 def test_text_completions_and_embeddings() -> None:
     completions, embeddings = format("openai.completions"), format("openai.embeddings")
-    assert completions.normalize_response({"choices": [{"text": "b", "index": 0, "finish_reason": "stop"}]}) == {
-        "messages": [{"role": "assistant", "parts": [{"type": "text", "text": "b"}]}],
-        "finish_reasons": ["stop"],
+    body = {"choices": [{"text": "b", "index": 0, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
+    assert whole(completions, body) == {
+        "format": "openai.completions",
+        "messages": [{"role": "assistant", "parts": [{"type": "text", "text": "b"}], "finish_reason": "stop"}],
         "model": None,
         "id": None,
+        "usage": {"input_tokens": 1},
+        "warnings": [],
     }
-    streamed = completions.assemble([(None, b'{"choices":[{"text":"a"}]}'), (None, b'{"choices":[{"text":"b"}]}')])
-    assert streamed is not None
+    streamed = put_together(completions, events_of({"choices": [{"text": "a"}]}, {"choices": [{"text": "b"}]}))
     assert streamed["messages"][0]["parts"] == [{"type": "text", "text": "ab"}]
     request = normalized("openai.embeddings", {"model": "m", "input": ["a", "b"]})
     assert [message["parts"][0]["text"] for message in request["messages"]] == ["a", "b"]
-    response = embeddings.normalize_response(
-        {"model": "m", "data": [{"embedding": [0.1] * 8}, {"embedding": [0.2] * 8}]}
-    )
-    assert response is not None
+    response = whole(embeddings, {"model": "m", "data": [{"embedding": [0.1] * 8}, {"embedding": [0.2] * 8}]})
     assert response["embeddings"] == {"count": 2, "dimensions": 8}
     assert "0.1" not in json.dumps(response)
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "expected"),
+    [
+        ("openai.chat", "required", {"mode": "required"}),
+        ("openai.chat", "any", {"mode": "required"}),  # Mistral
+        (
+            "openai.chat",
+            {"type": "function", "function": {"name": "look"}},
+            {"mode": "required", "tools": ["look"]},
+        ),
+        ("openai.responses", {"type": "function", "name": "look"}, {"mode": "required", "tools": ["look"]}),
+        ("anthropic.messages", {"type": "tool", "name": "look"}, {"mode": "required", "tools": ["look"]}),
+        (
+            "anthropic.messages",
+            {"type": "any", "disable_parallel_tool_use": True},
+            {"mode": "required", "other": {"disable_parallel_tool_use": True}},
+        ),
+        ("anthropic.messages", {"type": "none"}, {"mode": "none"}),
+        ("openai.chat", {"type": "odd"}, {"mode": "unknown", "raw": {"type": "odd"}}),
+        ("openai.chat", 7, {"mode": "unknown", "raw": 7}),
+        ("openai.chat", None, None),
+    ],
+)
+def test_a_tool_choice_is_said_in_one_way(name: str, choice: Any, expected: Any) -> None:
+    assert normalized(name, {"messages": [], "tool_choice": choice})["tool_choice"] == expected
+
+
+@pytest.mark.parametrize("body", [[1, {"a": "b"}], "text", 7, ["x" * 20_000]])
+def test_a_body_of_no_known_shape_is_kept_raw_and_marked(body: Any) -> None:
+    request = registry.normalize_request(registry.generic, body, "/")
+    check_request(request)
+    response = registry.normalize_response(registry.generic, body)
+    check_response(response)
+    assert response is not None
+    for made in (request, response):
+        assert made["format"] == "unknown"
+        [message] = made["messages"]
+        [part] = message["parts"]
+        assert (message["role"], part["type"]) == ("unknown", "unknown")
+        assert part["raw"] == body or (part["truncated"] and part["length"] > 20_000)
+
+
+def test_a_stream_of_no_known_shape_is_kept_raw_and_marked() -> None:
+    response = put_together(registry.generic, events_of({"token": "a"}, {"token": "b"}))
+    assert response["messages"][0]["parts"] == [{"type": "unknown", "raw": [{"token": "a"}, {"token": "b"}]}]
+    assert registry.assemble(registry.generic, []) is None
+
+
+def test_a_model_that_thinks_at_length_is_not_left_without_its_answer() -> None:
+    thought = events_of({"choices": [{"delta": {"reasoning": "r" * 2 * shapes.MAX_STREAMED}}]})
+    said = events_of({"choices": [{"delta": {"content": "42"}}]})
+    parts = put_together(format("openai.chat"), thought + said)["messages"][0]["parts"]
+    assert parts[0]["length"] == 2 * shapes.MAX_STREAMED
+    assert parts[1] == {"type": "text", "text": "42"}
+
+
+def test_what_is_said_beside_text_is_put_together_too() -> None:
+    chunks = [
+        {"choices": [{"delta": {"audio": {"id": "a", "data": PNG}}}]},
+        {"choices": [{"delta": {"audio": {"transcript": "Hel", "data": PNG}}}]},
+        {"choices": [{"delta": {"audio": {"transcript": "lo"}}}]},
+        {"choices": [{"delta": {"images": [{"type": "image_url", "image_url": {"url": "https://h/cat.png"}}]}}]},
+        {"choices": [{"delta": {"mood": "hap"}}]},
+        {"choices": [{"delta": {"mood": "py", "sources": [{"url": "u"}]}}]},
+    ]
+    [message] = put_together(format("openai.chat"), events_of(*chunks))["messages"]
+    assert message["parts"] == [
+        {"type": "image", "media_type": None, "bytes": None, "url": "https://h/cat.png"},
+        {"type": "file", "media_type": "audio", "bytes": 2056, "text": "Hello"},
+    ]
+    assert message["other"] == {"mood": "happy", "sources": [[{"url": "u"}]]}
+
+
+def test_what_a_filter_has_found_is_a_warning() -> None:
+    """As Azure tells it, of the prompt and of the answer."""
+    filtered = {"hate": {"filtered": True, "severity": "high"}, "violence": {"filtered": False, "severity": "safe"}}
+    chunks = [
+        {"choices": [], "prompt_filter_results": [{"content_filter_results": {"jailbreak": {"detected": True}}}]},
+        {"choices": [{"delta": {}, "finish_reason": "content_filter", "content_filter_results": filtered}]},
+    ]
+    assert put_together(format("openai.chat"), events_of(*chunks))["warnings"] == [
+        {"type": "content_filter", "message": 'prompt: jailbreak {"detected":true}'},
+        {"type": "content_filter", "message": 'answer: hate {"filtered":true,"severity":"high"}'},
+    ]
 
 
 def test_tools_that_the_provider_brings_are_kept_raw() -> None:
     web_search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
     [tool] = normalized("anthropic.messages", {"messages": [], "tools": [web_search]})["tools"]
     assert tool == {"name": "web_search", "type": "unknown", "raw": web_search}
+    plain = {"type": "function", "function": {"name": "now"}}
+    assert normalized("openai.chat", {"tools": [plain]})["tools"][0]["type"] == "function"
