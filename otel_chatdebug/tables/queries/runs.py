@@ -6,6 +6,7 @@ A filter on a column that has an index drives the query; what else is asked for 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -260,7 +261,10 @@ def _has_error(connection: Connection, table: FromClause, part: str) -> ColumnEl
 def _contains(connection: Connection, value: ColumnElement[Any], part: str) -> ColumnElement[bool]:
     """Whether the text has this part, in upper or lower case."""
     if connection.dialect.name == "sqlite":
-        # A function for text of any script: SQLite's own LIKE and lower() know the case of ASCII only.
+        if part.isascii():
+            escaped = re.sub(r"[%_\\]", r"\\\g<0>", part)
+            return sql_cast(value, SQLText()).like(f"%{escaped}%", escape="\\")
+        # A function of ours for text of other scripts: LIKE knows the case of ASCII only.
         raw: Any = connection.connection.dbapi_connection
         raw.create_function("casefold", 1, _casefold, deterministic=True)
         return func.instr(func.casefold(value), literal(part.casefold(), SQLText())) > 0
