@@ -22,6 +22,7 @@ from typing import Any
 from opentelemetry.trace import Span
 
 from otel_chatdebug import attributes
+from otel_chatdebug.capture import failures
 from otel_chatdebug.capture.content import KEPT_BODY, Content
 from otel_chatdebug.capture.states import (
     INCOMPLETE_BODY,
@@ -77,6 +78,7 @@ class Attempt:
         "_digest_at",
         "_digester",
         "_digesting",
+        "_error_body",
         "_kept",
         "_may_be_framed",
         "_raised",
@@ -110,6 +112,8 @@ class Attempt:
         "request",
         "response_headers",
         "response_status",
+        "retries",
+        "sent_before",
         "span",
         "started_ns",
         "state",
@@ -136,6 +140,8 @@ class Attempt:
         span_id: int,
         started_ns: int,
         told: dict[str, Any],
+        retries: failures.Retries | None = None,
+        sent_before: int = 0,
     ) -> None:
         self.recorder = step.recorder
         self.step = step
@@ -169,6 +175,10 @@ class Attempt:
         self.reader: registry.StreamReader | None = None
         self.final = False
         self.queued = False
+        self.retries = retries
+        """The rules by which the SDK sends it again; None where there is no SDK, or nobody can tell."""
+        self.sent_before = sent_before
+        """Attempts of the same call before it."""
         self.in_call = False
         """The call that sends it has not returned yet, and will settle the inbox when it does."""
         self.own_call: Any = None
@@ -191,6 +201,7 @@ class Attempt:
         self._may_be_framed = requested_stream
         """Its first bytes may still show that it is a stream after all."""
         self._raised: dict[str, Any] | None = None
+        self._error_body: Any = None
         self._updated_us = 0
         self._content = Content()
 
@@ -264,6 +275,19 @@ class Attempt:
         self.chunk(data)
         if last is not None and gaps is not None and len(gaps) < MOST_GAPS:
             gaps.append((self.last_byte_ns or last) - last)
+
+    def describe(self, exc: BaseException) -> dict[str, Any]:
+        """What the transport raised, as the ``error`` column tells it. Called where it is raised."""
+        told = self.recorder.describe(exc)
+        try:
+            cause = failures.cause(exc)
+            if cause is not None:
+                told["cause"] = cause.value
+            if self.retries is not None:  # a stream that was handed out is never asked for again
+                told["retryable"] = self.in_call and self.retries.of_exception(exc)
+        except Exception:
+            self.recorder.inbox.fault("Attempt.describe")
+        return told
 
     def emit(self, event: Event, payload: Any = None) -> None:
         """Something about the body's end was seen. Safe in finalizers; the inbox's thread is not woken."""
@@ -402,16 +426,38 @@ class Attempt:
             if wire.code:
                 error["code"] = wire.code
         elif self._raised is not None and self._raised["type"] == kind:
-            error = dict(self._raised)
+            error = {**self._raised, "bytes_received": self.bytes_received}
+            if self.reader is not None:
+                error["events"] = self.events
         else:
             error = {"type": kind, "message": _INCOMPLETE_MESSAGES.get(kind, "")}
-        if self.response_status is not None and self.response_status >= 400:
-            error["status_code"] = self.response_status
-            error["message"] = error["message"] or f"HTTP status {self.response_status}"
-            retry_after = self.response_headers.get("retry-after")
+        status, headers = self.response_status, self.response_headers
+        if status is not None and status >= 400:
+            error["status_code"] = status
+            error["message"] = error["message"] or f"HTTP status {status}"
+            retry_after = headers.get("retry-after")
             if retry_after is not None:
                 error["retry_after"] = str(retry_after)[:100]
+        request_id = failures.request_id(headers, self._error_body)
+        if request_id is not None:
+            error["request_id"] = self.recorder.redactor.text(request_id)
+        if self.retries is not None:
+            self._tell_retries(error, self.retries)
         return error
+
+    def _tell_retries(self, error: dict[str, Any], retries: failures.Retries) -> None:
+        """Whether the SDK sends a request again that failed so, and how often it still could."""
+        try:
+            status = self.response_status or 0
+            if status >= 400:
+                error["retryable"] = retries.of_status(status, self.response_headers)
+            elif "retryable" not in error:  # an answer that began well
+                error["retryable"] = False
+            left = retries.left(self.sent_before, self.request.headers)
+            if left is not None:
+                error["retries_left"] = left
+        except Exception:
+            self.recorder.inbox.fault("Attempt._tell_retries")
 
     def _read_body(self) -> None:
         """Facts of a body that is not framed: usage, model, finish reason, or an error."""
@@ -423,8 +469,10 @@ class Attempt:
                 self.format.read_json(self.facts, body)
             except Exception:
                 self.recorder.inbox.fault("Format.read_json")
-        if (self.response_status or 0) >= 400 and self.facts.error is None:
-            self.facts.error = registry.error_from_body(body)
+        if (self.response_status or 0) >= 400:
+            self._error_body = body
+            if self.facts.error is None:
+                self.facts.error = registry.error_from_body(body)
 
     @property
     def holds_json(self) -> bool:

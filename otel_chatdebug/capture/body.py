@@ -51,7 +51,7 @@ def tell(attempt: Attempt, event: Event, exc: BaseException | None = None) -> No
         if event is Event.CLOSING:  # what follows is told in a moment
             attempt.emit(event)
         else:
-            attempt.tell(event, None if exc is None else attempt.recorder.describe(exc))
+            attempt.tell(event, None if exc is None else attempt.describe(exc))
     except Exception:
         attempt.recorder.inbox.fault(f"telling {event.name}")
 

@@ -29,6 +29,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from otel_chatdebug import attributes
 from otel_chatdebug.capture.attempt import Attempt
+from otel_chatdebug.capture.failures import Retries
 from otel_chatdebug.capture.states import Event
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.call_metrics import counted_elsewhere
@@ -101,9 +102,13 @@ class Call:
         "context",
         "is_model_call",
         "model",
+        "over",
+        "path",
         "provider",
         "recorder",
+        "retries",
         "sdk",
+        "span_is_current",
         "started_ns",
         "step",
         "stream",
@@ -116,6 +121,7 @@ class Call:
         *,
         sdk: bool,
         client: Any = None,
+        path: str | None = None,
         provider: str | None = None,
         body: Mapping[str, Any] | None = None,
         model: str | None = None,
@@ -126,17 +132,38 @@ class Call:
         self.sdk = sdk
         self.client = client
         """The httpx client that sends its requests. What another one sends meanwhile (for a token, say) is not its."""
+        self.path = path
+        """Where it is known beforehand: a request to it is one of this call's, whoever sends it."""
         self.provider = provider
         self.body = body
         """The request as the SDK has it, before it becomes JSON."""
         self.model = model
         self.stream = stream
-        """With ``model``, what the application asked for: all that is known of a call that fails before its request."""
+        """With ``model``, what the application asked for: all that is known of a call that fails before its request, or
+        whose requests do not say it."""
         self.is_model_call = sdk
+        self.retries: Retries | None = None
+        """The rules by which the SDK will send failed attempts again; None where nobody can tell."""
+        self.over = False
+        """It has returned or raised. A task that was started meanwhile may still have it in its context."""
         self.started_ns = time_ns()
         self.step: LiveStep | None = None
         """Of this call alone; None where its attempts belong to an explicit step."""
+        self.span_is_current = False
+        """The step's span, for all of the call: whatever is current at an attempt is it, or below it."""
         self.attempts: list[Attempt] = []
+
+    def begin_step(self) -> None:
+        """Makes the step at once, with its span current for all of the call: spans that others make for each attempt
+        are below it then, and are not taken for the step. Inside of an explicit step there is nothing to make."""
+        if _scoped(self.recorder, self.context):
+            return
+        format = (registry.find(self.path) if self.path else None) or registry.generic
+        facts = RequestFacts(model=self.model, stream=self.stream)
+        self.step = _implicit_step(self.recorder, self, format, facts, adopt=self.sdk)
+        if self.step.span is not None:
+            self.context = trace.set_span_in_context(self.step.span, self.context)
+            self.span_is_current = True
 
     def left(self, exc: BaseException | None) -> None:
         """The call returned or raised; its body may still be read."""
@@ -148,6 +175,7 @@ class Call:
             if self.step is None and not self.attempts and self.sdk and not _scoped(recorder, self.context):
                 facts = RequestFacts(model=self.model, stream=self.stream)
                 self.step = _implicit_step(recorder, self, registry.generic, facts, adopt=False)
+        self.over = True
         for attempt in self.attempts:
             attempt.in_call = False
             attempt.own_call = None  # which has its attempts
@@ -158,6 +186,12 @@ class Call:
             recorder.inbox.wake()
         else:
             recorder.inbox.settle()
+
+
+def current_call(context: Context) -> Call | None:
+    """The call that is under way in ``context``."""
+    call = context.get(CALL)
+    return call if isinstance(call, Call) and not call.over else None
 
 
 def suppressed(context: Context) -> bool:
@@ -200,15 +234,15 @@ def begin_attempt(client: Any, request: Any) -> tuple[Attempt, Context] | None:
     # model) is recorded, the same one (a transport that sends it with another client) is not.
     if within and (not isinstance(within, Within) or (within.method == method and within.url == str(url))):
         return None
-    call = context.get(CALL)
-    if not isinstance(call, Call) or call.recorder is not recorder:
+    call = current_call(context)
+    if call is not None and call.recorder is not recorder:
         call = None
     path = url.path
     scope = context.get(STEP)
     if not isinstance(scope, StepScope) or scope.hold.live.recorder is not recorder:
         scope = None
     if not (
-        (call is not None and call.is_model_call and call.client is client)
+        (call is not None and call.is_model_call and (call.client is client or call.path == path))
         or is_model_path(recorder, method, path)
         or (scope is not None and scope.capture == "all")
     ):
@@ -233,6 +267,8 @@ def _begin(
     own = call is None
     if call is None:  # `_send_single_request` was called directly: a call of its own
         call = Call(recorder, context, sdk=False)
+    facts.model = facts.model or call.model
+    facts.stream = facts.stream or call.stream
     call.is_model_call = True
     if call.provider is None:
         call.provider = PROVIDER_BY_HOST.get(url.host) or format.provider
@@ -258,6 +294,8 @@ def _begin(
         span_id=span_id,
         started_ns=started_ns,
         told=told,
+        retries=call.retries,
+        sent_before=len(call.attempts),
     )
     attempt.in_call = True
     attempt.own_call = call if own else None
@@ -307,9 +345,8 @@ def _step_for(
     if call.step is None:
         call.step = _implicit_step(recorder, call, format, facts, adopt=call.sdk)
     step = call.step
-    if step.span_context is None:
-        return step, context
-    if step.span is None:  # adopted: a span between the two is its owner's descendant, too
+    # Without a span of ours it is adopted, or there is no SDK; a span between the two is its owner's descendant, too.
+    if step.span is None or call.span_is_current:
         return step, context
     return step, trace.set_span_in_context(step.span, context)
 
@@ -415,6 +452,6 @@ def request_facts(format: registry.Format, body: Mapping[str, Any] | None, reque
 def raised(attempt: Attempt, exc: BaseException) -> None:
     """The transport raised ``exc`` before there were headers."""
     if isinstance(exc, Exception):
-        attempt.tell(Event.TRANSPORT_ERROR, attempt.recorder.describe(exc))
+        attempt.tell(Event.TRANSPORT_ERROR, attempt.describe(exc))
     else:
         attempt.tell(Event.CANCELLED)

@@ -23,12 +23,16 @@ Opener: TypeAlias = Callable[[Any, Arguments, dict[str, Any]], Call | None]
 Wrapper: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes the new method from the original one."""
 
-_installed: dict[tuple[type, str], tuple[Any, Any]] = {}
-"""The wrapper and the original, by class and method. Told by identity: ``functools.wraps`` copies any other mark."""
+FunctionOpener: TypeAlias = Callable[[Arguments, dict[str, Any]], Call | None]
+"""The same for a function, which has no ``self``."""
+
+_installed: dict[tuple[Any, str], tuple[Any, Any]] = {}
+"""The wrapper and the original, by class (or module) and method. Told by identity: ``functools.wraps`` copies any other
+mark."""
 
 
-def install(owner: type, method: str, wrapper: Wrapper) -> None:
-    """Wraps ``owner.method``, once."""
+def install(owner: Any, method: str, wrapper: Wrapper) -> None:
+    """Wraps ``owner.method``, once; ``owner`` is a class or a module."""
     original = owner.__dict__[method]
     if not is_installed(owner, method):
         wrapped = functools.wraps(original)(wrapper(original))
@@ -36,13 +40,13 @@ def install(owner: type, method: str, wrapper: Wrapper) -> None:
         setattr(owner, method, wrapped)
 
 
-def is_installed(owner: type, method: str) -> bool:
+def is_installed(owner: Any, method: str) -> bool:
     """Whether ``owner.method`` is our wrapper."""
     known = _installed.get((owner, method))
     return known is not None and owner.__dict__.get(method) is known[0]
 
 
-def remove(owner: type, method: str) -> None:
+def remove(owner: Any, method: str) -> None:
     """Takes our wrapper off. Where somebody else has wrapped ours since, it stays (and is inert)."""
     if is_installed(owner, method):
         setattr(owner, method, _installed.pop((owner, method))[1])
@@ -127,6 +131,36 @@ def around_either_call(opener: Opener, wrapped: Callable[..., Any]) -> Callable[
         return result
 
     return call_method
+
+
+def around_function(opener: FunctionOpener, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a module that is a call, sync or async."""
+    around = around_either_call(
+        lambda _, args, kwargs: opener(args, kwargs),
+        _without_self_async(wrapped) if inspect.iscoroutinefunction(wrapped) else _without_self(wrapped),
+    )
+    if inspect.iscoroutinefunction(wrapped):
+
+        async def call_async_function(*args: Any, **kwargs: Any) -> Any:
+            return await around(None, *args, **kwargs)
+
+        return call_async_function
+
+    def call_function(*args: Any, **kwargs: Any) -> Any:
+        return around(None, *args, **kwargs)
+
+    return call_function
+
+
+def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _, /, *args, **kwargs: function(*args, **kwargs)
+
+
+def _without_self_async(function: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(_: None, /, *args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return call
 
 
 async def _awaited(call: Call, context: Context, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -27,7 +27,6 @@ from otel_chatdebug.capture.body import body_classes
 from otel_chatdebug.capture.calls import Call
 from otel_chatdebug.faults import fault
 from otel_chatdebug.package import _instruments_any
-from otel_chatdebug.pipeline.opening import CALL
 from otel_chatdebug.pipeline.recorder import active
 
 logger = logging.getLogger("otel_chatdebug")
@@ -39,7 +38,7 @@ def _open_send(client: Any, args: hooks.Arguments, kwargs: dict[str, Any]) -> Ca
     if recorder is None or recorder.closed:
         return None
     context = get_current()
-    if isinstance(context.get(CALL), Call) or calls.suppressed(context):
+    if calls.current_call(context) is not None or calls.suppressed(context):
         return None
     return Call(recorder, context, sdk=False, client=client)
 
