@@ -14,12 +14,13 @@ BENCH_VENV := .venv-bench
 PY := $(VENV)/bin/python
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test unit lint types bench clean
+.PHONY: help demo test test-matrix unit lint types bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    see it work: a small chat application against a local provider, and what was recorded of it"
 	@echo "make test    all tests, with a real collector and a real Jaeger and PostgreSQL (the first build takes minutes)"
+	@echo "make test-matrix  the SDKs' tests with older SDKs, too, and with every Python from 3.11 to 3.13 that is found"
 	@echo "make unit    the tests that open no sockets"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
@@ -32,7 +33,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	@$(PY) -m tests.support.backends
 	@$(PY) -m tests.support.browser
-	$(PY) $(PYTEST) $(ARGS)
+	@status=0; \
+	$(PY) -m tests.support.environments || status=$$?; \
+	$(PY) $(PYTEST) $(ARGS) || status=$$?; \
+	exit $$status
+
+test-matrix: $(VENV)/.dev
+	@$(PY) -m tests.support.environments --matrix $(ARGS)
 
 unit: $(VENV)/.dev
 	$(PY) $(PYTEST) tests/unit $(ARGS)

@@ -270,6 +270,7 @@ def _begin(
     facts.model = facts.model or call.model
     facts.stream = facts.stream or call.stream
     call.is_model_call = True
+    _give_up_last(call)
     if call.provider is None:
         call.provider = PROVIDER_BY_HOST.get(url.host) or format.provider
     step, parent = _step_for(recorder, context, call, scope, format, facts)
@@ -313,6 +314,13 @@ def _begin(
     recorder.mark(attempt)
     # Not settled here: that is done when the call is left, or by the writer's thread, whichever comes first.
     return attempt, inner
+
+
+def _give_up_last(call: Call) -> None:
+    """An SDK that sends a failed request again has done with the answer; mistralai 1 neither reads nor closes it."""
+    last = call.attempts[-1] if call.attempts else None
+    if last is not None and not last.final and not last.begun and (last.response_status or 0) >= 400:
+        last.emit(Event.COLLECTED)
 
 
 def _inject(request: Any, context: Context) -> None:

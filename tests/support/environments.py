@@ -1,0 +1,118 @@
+"""The environments of the SDKs' tests: ``python -m tests.support.environments newest older --python 3.12``.
+
+Each file ``tests/environments/NAME.in`` names SDKs that can live together, and ``NAME.txt`` is its resolution together
+with the package's own dependencies (made with ``--compile``). From it uv makes ``.cache/environments/NAME-PYTHON`` in
+some seconds, once; then the tests in ``tests/sdks`` run there, and test whatever is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LISTS = ROOT / "tests" / "environments"
+CACHE = ROOT / ".cache" / "environments"
+
+NEWEST = ("newest", "litellm")
+"""Those of `make test`."""
+
+OLDER = ("older", "oldest")
+"""Those that are only in `make test-matrix`."""
+
+PYTHONS = ("3.11", "3.12", "3.13")
+"""What `make test-matrix` looks for."""
+
+UV = (sys.executable, "-m", "uv")
+
+
+def compile_lists() -> None:
+    """Resolves each ``.in`` to its ``.txt``; what is pinned there stays unless the file is deleted."""
+    for name in (*NEWEST, *OLDER):
+        source, target = LISTS / f"{name}.in", LISTS / f"{name}.txt"
+        command = [*UV, "pip", "compile", "--quiet", "--universal", "--python-version", PYTHONS[0], "--no-annotate"]
+        header = ["--custom-compile-command", "python -m tests.support.environments --compile"]
+        subprocess.run([*command, *header, "-o", target, source, ROOT / "pyproject.toml"], check=True, cwd=ROOT)
+
+
+def find_python(version: str) -> str | None:
+    """The interpreter of a version, such as 3.12; None where this machine has none."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    found = subprocess.run([*UV, "python", "find", "--no-python-downloads", version], capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def make(name: str, version: str) -> Path:
+    """The environment's interpreter; the environment is made where it is missing, or where its list has changed."""
+    python = find_python(version)
+    if python is None:
+        raise LookupError(f"there is no Python {version} here")
+    folder = CACHE / f"{name}-{version}"
+    wanted = hashlib.sha256((LISTS / f"{name}.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    stamp = folder / ".made"
+    inside = folder / "bin" / "python"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        subprocess.run([*UV, "venv", "--quiet", "--clear", "--python", python, folder], check=True)
+        install = [*UV, "pip", "install", "--quiet", "--python", inside, "--no-deps"]
+        subprocess.run([*install, "-r", LISTS / f"{name}.txt", "-e", ROOT], check=True)
+        stamp.write_text(wanted)
+    return inside
+
+
+def run(name: str, version: str, arguments: list[str]) -> bool:
+    """Runs the SDKs' tests in one environment; True when all passed."""
+    inside = make(name, version)
+    print(f"-- SDKs {name}, Python {version}", flush=True)
+    command = [
+        str(inside),
+        "-m",
+        "pytest",
+        "-c",
+        "tests/sdks/pytest.ini",
+        "--confcutdir",
+        "tests/sdks",
+        "-q",
+        "tests/sdks",
+        *arguments,
+    ]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PYTEST_"))}
+    done = subprocess.run(command, cwd=ROOT, env=environment)
+    return done.returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join((*NEWEST, *OLDER))}; default: the newest")
+    parser.add_argument("--python", action="append", dest="pythons", help="such as 3.12; default: the running one")
+    parser.add_argument("--matrix", action="store_true", help="every environment, with every Python that is found")
+    parser.add_argument("--compile", action="store_true", help="resolve the lists anew, and run nothing")
+    given, arguments = parser.parse_known_args()
+    if given.compile:
+        compile_lists()
+        return 0
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    names = given.names or ((*NEWEST, *OLDER) if given.matrix else NEWEST)
+    versions = given.pythons or (PYTHONS if given.matrix else [running])
+    failed = []
+    for version in versions:
+        if given.matrix and find_python(version) is None:
+            print(f"-- no Python {version} here", flush=True)
+            continue
+        for name in names:
+            begun = time.monotonic()
+            if not run(name, version, arguments):
+                failed.append(f"{name} on Python {version}")
+            print(f"-- {time.monotonic() - begun:.0f} s", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
