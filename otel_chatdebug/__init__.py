@@ -7,24 +7,32 @@ chat_id=...)``.
 from __future__ import annotations
 
 from otel_chatdebug.configuration import configure, shutdown
+from otel_chatdebug.editing import Cleanup, cutoff_from, delete_after_message, delete_chat, schedule_cleanup
 from otel_chatdebug.lifecycle import flush
 from otel_chatdebug.pipeline.exporter import ChatDebugSpanExporter
 from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor
 from otel_chatdebug.scopes import reuse_step, run, step
 from otel_chatdebug.status import RunKind, Status, classify_error
+from otel_chatdebug.tables.counts import Deleted
 from otel_chatdebug.version import __version__
 
 __all__ = [
     "ChatDebugSpanExporter",
     "ChatDebugSpanProcessor",
+    "Cleanup",
+    "Deleted",
     "RunKind",
     "Status",
     "__version__",
     "classify_error",
     "configure",
+    "cutoff_from",
+    "delete_after_message",
+    "delete_chat",
     "flush",
     "reuse_step",
     "run",
+    "schedule_cleanup",
     "shutdown",
     "step",
 ]

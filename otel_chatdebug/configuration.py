@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from otel_chatdebug import lifecycle
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
 from otel_chatdebug.pipeline.exporter import PiecewiseSpanExporter
+from otel_chatdebug.pipeline.permits import checked
 from otel_chatdebug.settings import Settings, logger
 from otel_chatdebug.status import Status
 
@@ -41,6 +42,7 @@ def configure(
     meter_provider: MeterProvider | None = None,
     service_name: str | None = None,
     classify_error: Callable[[BaseException | None], Status] | None = None,
+    is_enabled: Callable[[str | None, str | None], bool] | None = None,
     http_spans: bool = False,
 ) -> None:
     """Starts recording: patches httpx and httpx2 (now, or when they are imported) and follows the tracer provider.
@@ -50,12 +52,16 @@ def configure(
     ``service_name``.
     The metrics of calls go to ``meter_provider``, else to the global one, if there is one by then.
     OTLP is on only where ``OTEL_TRACES_EXPORTER`` or an ``OTEL_EXPORTER_OTLP_*ENDPOINT`` says so. ``classify_error``
-    replaces `otel_chatdebug.classify_error`. ``http_spans`` also switches the stock httpx instrumentation on, for all
+    replaces `otel_chatdebug.classify_error`. ``is_enabled(chat_id, owner_id)`` says whether a run is recorded, in place
+    of the settings in the tables (and also where ``enabled`` is ``always``); it is called in a thread of ours, at most
+    once per run, its answer holds for a few seconds for the same ids, and without one in a second the run is not
+    recorded. ``http_spans`` also switches the stock httpx instrumentation on, for all
     requests that are no model calls; it imports httpx and httpx2, so alias them first.
 
-    Can be repeated: what was in force is shut down first. Raises nothing but ``TypeError`` for wrong arguments: a bad
-    database URL is one logged sentence, and the application goes on without tables.
+    Can be repeated: what was in force is shut down first. Raises nothing but ``TypeError`` and ``ValueError`` for wrong
+    arguments: a bad database URL is one logged sentence, and the application goes on without tables.
     """
+    ask = None if is_enabled is None else checked(is_enabled)
     shutdown()
     settings = Settings.load(
         database_url=database_url,
@@ -82,6 +88,7 @@ def configure(
         tracer_provider=tracer_provider,
         meter_provider=meter_provider,
         classify=classify_error,
+        is_enabled=ask,
         delegate=delegate,
     )
     lifecycle.warm()

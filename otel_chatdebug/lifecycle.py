@@ -13,7 +13,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from time import time_ns
 from typing import Any, Final
 
@@ -22,15 +22,18 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
 
+from otel_chatdebug import repeating
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline import metrics
 from otel_chatdebug.pipeline import recorder as recorders
 from otel_chatdebug.pipeline.live import ScopeEvent
+from otel_chatdebug.pipeline.permits import Ask, Gate
 from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor, processor_of
 from otel_chatdebug.pipeline.recorder import TRACER_NAME, Recorder
 from otel_chatdebug.redaction import Redactor
-from otel_chatdebug.settings import Settings
+from otel_chatdebug.settings import OPT_IN, Settings
 from otel_chatdebug.status import Status, classify_error
+from otel_chatdebug.tables import consent
 from otel_chatdebug.tables.writer import Beat, Writer
 
 logger = logging.getLogger("otel_chatdebug")
@@ -53,10 +56,13 @@ _observed = False
 class _Armed:
     """What is in force: the recorder, its writer, and the provider's processor, if there is one."""
 
-    def __init__(self, recorder: Recorder, writer: Writer, provider: trace.TracerProvider | None) -> None:
+    def __init__(
+        self, recorder: Recorder, writer: Writer, provider: trace.TracerProvider | None, is_enabled: Ask | None
+    ) -> None:
         self.recorder = recorder
         self.writer = writer
         self.provider = provider
+        self.is_enabled = is_enabled
         self.processor: ChatDebugSpanProcessor | None = None
         self.delegate: SpanProcessor | None = None
 
@@ -92,13 +98,14 @@ def arm(
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
     classify: Callable[[BaseException | None], Status] | None = None,
+    is_enabled: Ask | None = None,
     delegate: SpanProcessor | None = None,
     writer: Any = None,
 ) -> Recorder | None:
     """Puts a recorder in force, if none is; None where the settings say that nothing is recorded.
 
-    ``writer`` replaces the writer of the tables (for a benchmark). Nothing is opened and no thread is started by this;
-    see `warm`.
+    ``is_enabled`` says which runs are recorded; default: what the settings say. ``writer`` replaces the writer of the
+    tables (for a benchmark). Nothing is opened and no thread is started by this; see `warm`.
     """
     global _armed
     with _lock:
@@ -128,7 +135,10 @@ def arm(
             meter_provider=meter_provider,
             classify=_guarded(classify or classify_error),
         )
-        _armed = _Armed(recorder, writer, tracer_provider)
+        ask = is_enabled or (consent.asker(settings.database_url) if settings.enabled == OPT_IN else None)
+        if ask is not None:
+            recorder.ask_first(Gate(ask, writer.put))
+        _armed = _Armed(recorder, writer, tracer_provider, is_enabled)
         _armed.delegate = delegate
         recorder.on_start = _armed.start
         _armed.join()
@@ -160,10 +170,21 @@ def warm() -> None:
 def disarm(timeout: float = SHUTDOWN_SECONDS) -> bool:
     """Ends what `arm` began: open rows are told that the process left them, spans are ended, all is written.
 
-    False when that was not possible within ``timeout`` seconds. Can be repeated.
+    What is repeated in the background is tried once more then, and given up. False when not all of it was possible
+    within ``timeout`` seconds. Can be repeated.
     """
-    global _armed
     deadline = time.monotonic() + timeout
+    done = _disarm(deadline)
+    return repeating.repeater.close(_left(deadline)) and done
+
+
+def _left(deadline: float) -> float:
+    """Seconds until ``deadline``; never nothing at all."""
+    return max(0.1, deadline - time.monotonic())
+
+
+def _disarm(deadline: float) -> bool:
+    global _armed
     with _lock:
         armed, _armed = _armed, None
         recorders.activate(None)
@@ -171,13 +192,14 @@ def disarm(timeout: float = SHUTDOWN_SECONDS) -> bool:
         return True
     recorder = armed.recorder
     _end_what_is_open(recorder, deadline)
+    done = recorder.gate is None or recorder.gate.close(_left(deadline))
     recorder.closed = True
     # The tables first: they are why we are here. Meanwhile the inbox's thread ends the spans, which is user code: an
     # exporter may wait for a collector that is gone.
-    done = armed.writer.close(max(0.1, deadline - time.monotonic()))
-    done = recorder.inbox.stop(max(0.1, deadline - time.monotonic())) and done
+    done = armed.writer.close(_left(deadline)) and done
+    done = recorder.inbox.stop(_left(deadline)) and done
     if armed.processor is not None:
-        _within(max(0.1, deadline - time.monotonic()), armed.processor.disarm)
+        _within(_left(deadline), armed.processor.disarm)
     return done
 
 
@@ -187,7 +209,18 @@ def flush(timeout: float = SHUTDOWN_SECONDS) -> bool:
     if armed is None:
         return True
     folded = armed.recorder.inbox.flush(timeout)
-    return bool(armed.writer.flush(timeout)) and folded
+    gate = armed.recorder.gate
+    decided = gate is None or gate.flush(timeout)
+    return bool(armed.writer.flush(timeout)) and folded and decided
+
+
+def disown(runs: Container[str], steps: Container[str]) -> bool:
+    """Has these runs and steps not recorded any further: their rows are being deleted. True where any is open here."""
+    armed = _armed
+    if armed is None:
+        return False
+    recorder = armed.recorder
+    return bool(recorder.inbox.reading(lambda: recorder.disown(runs, steps)))
 
 
 def _end_what_is_open(recorder: Recorder, deadline: float) -> None:
@@ -227,12 +260,20 @@ def _beat() -> Beat:
     recorder = armed.recorder
 
     def look() -> tuple[list[Any], list[str], list[str], list[str]]:
-        attempts = list(recorder.open_attempts.values())
-        return attempts, list(recorder.open_runs), list(recorder.open_steps), list(recorder.open_attempts)
+        attempts = _recorded(recorder.open_attempts)
+        runs, steps = _recorded(recorder.open_runs), _recorded(recorder.open_steps)
+        return list(attempts.values()), list(runs), list(steps), list(attempts)
 
+    if recorder.gate is not None:
+        recorder.gate.expire()
     recorder.inbox.fold()
     attempts, runs, steps, ids = recorder.inbox.reading(look)
     return Beat([attempt for attempt in attempts if attempt.beat()], runs, steps, ids)
+
+
+def _recorded(live: Mapping[str, Any]) -> dict[str, Any]:
+    """Those whose rows are written."""
+    return {id: each for id, each in live.items() if each.permit.allowed}
 
 
 def _guarded(classify: Callable[[BaseException | None], Status]) -> Callable[[BaseException | None], Status]:
@@ -281,6 +322,7 @@ def _after_fork_in_child() -> None:
         tracer_provider=armed.provider,
         meter_provider=old.meter_provider,
         classify=old.classify,
+        is_enabled=armed.is_enabled,
         delegate=armed.delegate,
     )
     if recorder is not None:

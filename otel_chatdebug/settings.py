@@ -19,6 +19,9 @@ import platformdirs
 
 logger = logging.getLogger("otel_chatdebug")
 
+ALWAYS, OPT_IN, NEVER = "always", "opt_in", "never"
+"""Who is recorded."""
+
 DATABASE_FILE = "chatdebug.db"
 """The name of the SQLite file in the state folder."""
 
@@ -112,11 +115,12 @@ class Settings:
         "Where the tables are: an SQLAlchemy URL (`sqlite:///path` or `postgresql+psycopg://...`).",
         "SQLite in the user's state folder",
     )
-    enabled: Literal["always", "never"] = _setting(
+    enabled: Literal["always", "opt_in", "never"] = _setting(
         "OTEL_CHATDEBUG_ENABLED",
-        "always",
-        _choice("always", "never"),
-        "`never` switches all recording off; `run` and `step` then cost next to nothing.",
+        ALWAYS,
+        _choice(ALWAYS, OPT_IN, NEVER),
+        "Who is recorded: everybody; with `opt_in` only the runs of users who want it (`otel-chatdebug settings`); "
+        "nobody: `run` and `step` then cost next to nothing.",
     )
     stale_after: float = _setting(
         "OTEL_CHATDEBUG_STALE_AFTER",
@@ -129,6 +133,12 @@ class Settings:
         14.0,
         _number(0, "a number of days"),
         "Days that rows are kept (checked at start and hourly); 0 keeps all.",
+    )
+    content_retention_days: float = _setting(
+        "OTEL_CHATDEBUG_CONTENT_RETENTION",
+        14.0,
+        _number(0, "a number of days"),
+        "Days that contents (messages, headers, bodies) are kept, where that is less; 0: as long as their rows.",
     )
     max_size: int = _setting(
         "OTEL_CHATDEBUG_MAX_SIZE",
@@ -210,7 +220,7 @@ class Settings:
     @property
     def recording(self) -> bool:
         """Whether anything is recorded at all."""
-        return self.enabled != "never" and not self.sdk_disabled
+        return self.enabled != NEVER and not self.sdk_disabled
 
     @property
     def wants_otlp(self) -> bool:
@@ -247,6 +257,9 @@ class Settings:
                     str(item.metadata["shown"]).strip("`"),
                 )
         values.update({name: value for name, value in overrides.items() if value is not None})
+        if values.get("enabled", ALWAYS) not in (ALWAYS, OPT_IN, NEVER):
+            # Not a warning and "always": whoever misspells this one may have meant to record nobody.
+            raise ValueError(f"enabled is one of {ALWAYS}, {OPT_IN}, {NEVER}, not {values['enabled']!r}")
         settings = cls(**values)
         if not settings.database_url:
             settings = replace(settings, database_url=default_database_url())

@@ -38,6 +38,7 @@ from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.call_metrics import MOST_GAPS
 from otel_chatdebug.pipeline.live import end_span
 from otel_chatdebug.pipeline.live_step import LiveStep
+from otel_chatdebug.pipeline.permits import Permit
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record
 from otel_chatdebug.status import Status
 from otel_chatdebug.wire import encoding, registry
@@ -343,7 +344,7 @@ class Attempt:
         if self.reader is None and self._may_be_framed:
             self._look_for_frames(data)
         room = KEPT_BODY - len(self._kept)
-        if room > 0:
+        if room > 0 and not (self.reader is not None and self.step.permit.allowed is False):
             self._kept += data[:room] if len(data) > room else data
         if self.reader is not None:
             self.reader.feed(data)
@@ -533,6 +534,10 @@ class Attempt:
             self.span = None
 
     # -- looking
+
+    @property
+    def permit(self) -> Permit:
+        return self.step.permit
 
     @property
     def step_id(self) -> str:

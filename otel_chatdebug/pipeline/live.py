@@ -192,7 +192,7 @@ class LiveRun:
     __slots__ = (
         "__weakref__", "_auto", "_endpoint", "_exit", "_last_outcome", "_left_ns", "_metadata", "_model", "_provider",
         "_said", "_scope_open", "_steps", "_totals", "_updated_us", "chat_id", "error", "final",
-        "finished_ns", "first_message", "given", "id", "kind", "numbers", "queued", "recorder", "span",
+        "finished_ns", "first_message", "given", "id", "kind", "numbers", "permit", "queued", "recorder", "span",
         "span_context", "span_id", "started_ns", "status", "trace_id", "watch",
     )  # fmt: skip
 
@@ -221,6 +221,7 @@ class LiveRun:
         self.given = given
         """The columns that the application gave: ``chat_id``, ``trigger_message_id``, ..."""
         self.chat_id: str | None = given.get("chat_id")
+        self.permit = recorder.permit(self.chat_id, given.get("owner_id"))
         self.first_message: str | None = None
         self.status = Status.IN_PROGRESS
         self.error: Any = None

@@ -40,9 +40,9 @@ class LiveStep:
         "__weakref__", "_attempt_count", "_attempts", "_content_us", "_exit", "_left_ns", "_request", "_said",
         "_said_usage", "_scope_open", "_updated_us", "assistant_message_id", "attempt_numbers", "chat_id", "error",
         "explicit", "final", "finished_ns", "history_tip_message_id", "id", "last_attempt", "metadata", "metrics",
-        "model", "number", "operation", "operation_name", "options", "provider", "queued", "recorder", "response",
-        "run", "run_hold", "shared", "span", "span_context", "span_id", "started_ns", "status", "told", "trace_id",
-        "usage", "watch",
+        "model", "number", "operation", "operation_name", "options", "permit", "provider", "queued", "recorder",
+        "response", "run", "run_hold", "shared", "span", "span_context", "span_id", "started_ns", "status", "told",
+        "trace_id", "usage", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,7 @@ class LiveStep:
         assert isinstance(live_run, LiveRun)
         self.recorder = recorder
         self.run = live_run
+        self.permit = live_run.permit
         self.run_hold = run
         self.span = span
         """Ours to end; None where there is no SDK, and where a foreign span was adopted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Tracer
 
 from otel_chatdebug.attributes import SCHEMA_URL, encodable
 from otel_chatdebug.pipeline.inbox import Inbox
+from otel_chatdebug.pipeline.permits import ALLOWED, REFUSED, Gate, Permit
 from otel_chatdebug.records import Record
 from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.settings import Settings
@@ -46,6 +47,10 @@ class Source(Protocol):
 
     final: bool
     queued: bool
+
+    @property
+    def permit(self) -> Permit:
+        """Whether its rows are written."""
 
     def records(self) -> Sequence[Record]:
         """The rows as they stand now. Called by the writer's thread."""
@@ -95,6 +100,10 @@ class Recorder:
         self.service_name = service_name
         self.inbox = Inbox()
         self.closed = False
+        self.gate: Gate | None = None
+        """Says which runs are recorded; None where all are."""
+        self._permits_matter = False
+        """Something may be refused. Else nobody is asked, for each change of everything."""
         self.on_start: Callable[[], None] | None = None
         """Called once, at the first attempt: starts threads, puts the exit handler before the provider's."""
         self.redacted_url = lru_cache(maxsize=REDACTED_URLS)(redactor.url)
@@ -116,9 +125,34 @@ class Recorder:
 
     def mark(self, source: Source) -> None:
         """Has ``source`` written soon, once for all that changes until then. Any thread; no lock."""
-        if not source.queued and not self.closed:
+        if not source.queued and not self.closed and (not self._permits_matter or source.permit.admits(source)):
             source.queued = True
             self.sink.put(source)
+
+    def ask_first(self, gate: Gate) -> None:
+        """From now on ``gate`` says which runs are recorded."""
+        self.gate = gate
+        self._permits_matter = True
+
+    def permit(self, chat_id: str | None, owner_id: str | None) -> Permit:
+        """For a run that starts."""
+        return ALLOWED if self.gate is None else self.gate.permit(chat_id, owner_id)
+
+    def disown(self, runs: Container[str], steps: Container[str]) -> bool:
+        """Has these open runs and steps not recorded any further, for their rows are being deleted. Their spans go on.
+
+        True where any of them is open here. Called while nobody folds.
+        """
+        found = False
+        for run in self.open_runs.values():
+            if run.id in runs:
+                self._permits_matter = found = True
+                run.permit = REFUSED
+        for step in self.open_steps.values():
+            if step.id in steps or step.run_id in runs:
+                self._permits_matter = found = True
+                step.permit = REFUSED
+        return found
 
     def start_span(
         self,

@@ -144,6 +144,7 @@ def recording(
     sdk: bool = True,
     classify: Callable[[BaseException | None], Status] | None = None,
     meter_provider: MeterProvider | None = None,
+    is_enabled: Callable[[str | None, str | None], bool] | None = None,
     **settings: Any,
 ) -> Iterator[Recording]:
     """Records within the block, with both libraries instrumented. ``sdk=False``: there is only the API."""
@@ -158,6 +159,7 @@ def recording(
         tracer_provider=provider,
         meter_provider=meter_provider,
         classify=classify,
+        is_enabled=is_enabled,
         writer=sink,
     )
     assert recorder is not None
