@@ -34,7 +34,7 @@ from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.settings import OPT_IN, Settings
 from otel_chatdebug.status import Status, classify_error
 from otel_chatdebug.tables import consent
-from otel_chatdebug.tables.writer import Beat, Writer
+from otel_chatdebug.tables.writer import Beat, Keep, Writer
 
 logger = logging.getLogger("otel_chatdebug")
 
@@ -123,8 +123,7 @@ def arm(
                 replica_id=replica_id,
                 heartbeat_interval=heartbeat_interval(settings.stale_after),
                 beat=_beat,
-                retention_days=settings.retention_days,
-                max_size=settings.max_size,
+                keep=Keep(settings.retention_days, settings.content_retention_days, settings.max_size),
             )
         recorder = Recorder(
             settings,

@@ -69,12 +69,22 @@ class Heart:
                 merge.heartbeat(connection, runs=alive.runs, steps=alive.steps, attempts=alive.attempts)
 
 
+class Keep(NamedTuple):
+    """How much is kept, and how long; 0 is no bound."""
+
+    days: float = 0.0
+    """Rows, with their contents."""
+    content_days: float = 0.0
+    """Contents (messages, headers, bodies)."""
+    max_size: int = 0
+    """Bytes of contents."""
+
+
 class Housekeeping:
     """Removes what is too old or too much, hourly. The writer's thread only."""
 
-    def __init__(self, retention_days: float, max_size: int) -> None:
-        self._retention_days = retention_days
-        self._max_size = max_size
+    def __init__(self, keep: Keep) -> None:
+        self._keep = keep
         self.due = 0.0
         """When the next removal comes (monotonic seconds)."""
         self.failed = 0
@@ -82,14 +92,13 @@ class Housekeeping:
     def clean(self, engine: Engine, stop: Callable[[], bool]) -> None:
         """Does what is due; makes way, and goes on later, where ``stop`` says so. Raises where the database is in
         trouble."""
-        from otel_chatdebug.tables import cleanup
+        from otel_chatdebug.tables import retention
 
         if time.monotonic() < self.due:
             return
         self.due = time.monotonic() + CLEANUP_SECONDS
         try:
-            done = cleanup.remove_old(engine, self._retention_days, stop=stop)
-            done = cleanup.trim_content(engine, self._max_size, stop=stop) and done
+            done = retention.keep(engine, self._keep, stop=stop)
         except Exception as exc:
             if database.diagnose(exc)[0] is not Fault.RECORD:
                 raise

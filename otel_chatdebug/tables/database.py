@@ -31,6 +31,9 @@ TAKES = "it takes sqlite:////absolute/path.db or postgresql://user:password@host
 BUSY_SECONDS = 5.0
 """How long a statement waits for another connection's lock on SQLite, where nobody says otherwise."""
 
+WAL_SIZE = 16 * 1024 * 1024
+"""Bytes to which SQLite's -wal file shrinks again after it had to be larger. It is carried over every 4 MiB."""
+
 CONNECT_SECONDS = 3
 """How long opening a connection to a server may take. Below the 5 s of a shutdown, which cannot interrupt it."""
 
@@ -216,6 +219,8 @@ def open_engine(url: str, *, read_only: bool = False, busy_seconds: float = BUSY
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             _wal(connection, busy_seconds)
             connection.execute("PRAGMA synchronous = NORMAL")
+            # The -wal file grows with the largest transaction, and would stay so for good.
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

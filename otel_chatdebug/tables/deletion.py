@@ -23,6 +23,7 @@ LOCK_TRIES = 5
 LOCK_PAUSE = 0.05
 """Seconds between two of them."""
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -128,12 +129,12 @@ def count_runs(connection: Connection, ids: Collection[str]) -> Deleted:
     return Deleted(*counts)
 
 
-def in_turn(engine: Engine, action: Callable[[Connection, list[str]], T], ids: list[str]) -> T:
-    """Performs ``action`` in a transaction, again where another one was in its way."""
+def in_turn(engine: Engine, action: Callable[[Connection, A], T], argument: A) -> T:
+    """Performs ``action`` with ``argument`` in a transaction, again where another one was in its way."""
     for last in (*[False] * (LOCK_TRIES - 1), True):
         try:
             with engine.begin() as connection:
-                return action(connection, ids)
+                return action(connection, argument)
         except Exception as exc:
             if last or database.diagnose(exc)[0] is not Fault.LOCKED:
                 raise

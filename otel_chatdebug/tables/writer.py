@@ -33,12 +33,12 @@ from otel_chatdebug.records import Record
 from otel_chatdebug.tables import database
 from otel_chatdebug.tables.backlog import Backlog, Pause, Source, Stop, Token
 from otel_chatdebug.tables.batch import Batch
-from otel_chatdebug.tables.chores import Beat, Heart, Housekeeping
+from otel_chatdebug.tables.chores import Beat, Heart, Housekeeping, Keep
 from otel_chatdebug.tables.database import DatabaseError, Fault
 from otel_chatdebug.tables.opened import OpenDatabase
 from otel_chatdebug.tables.troubles import Troubles
 
-__all__ = ["Beat", "Source", "Writer", "WriterStats"]
+__all__ = ["Beat", "Keep", "Source", "Writer", "WriterStats"]
 
 logger = logging.getLogger("otel_chatdebug")
 
@@ -86,8 +86,7 @@ class Writer:
     """Writes to the tables in a daemon thread of its own, which starts at the first `put`.
 
     Making one opens nothing and imports no SQLAlchemy. ``beat`` is called by the thread every
-    ``heartbeat_interval`` seconds and says what is open. ``retention_days`` and ``max_size`` (bytes) bound what is
-    kept, see `cleanup`; 0 is no bound.
+    ``heartbeat_interval`` seconds and says what is open. ``keep`` bounds what is kept; default: no bounds.
     """
 
     def __init__(
@@ -97,15 +96,13 @@ class Writer:
         replica_id: str,
         heartbeat_interval: float,
         beat: Callable[[], Beat],
-        retention_days: float = 0.0,
-        max_size: int = 0,
+        keep: Keep | None = None,
     ) -> None:
         self.replica_id = replica_id
         self._url = database.absolute(url)
         self._heartbeat_interval = heartbeat_interval
         self._beat = beat
-        self._retention_days = retention_days
-        self._max_size = max_size
+        self._keep = keep or Keep()
         self._closed = False
         self._given_up = False
         self._reset()
@@ -137,7 +134,7 @@ class Writer:
         self._batch = Batch()
         self._troubles = Troubles(self._url)
         self._heart = Heart(self._beat, self._heartbeat_interval)
-        self._housekeeping = Housekeeping(self._retention_days, self._max_size)
+        self._housekeeping = Housekeeping(self._keep)
         self._failed = 0
 
     # Any thread.

@@ -22,7 +22,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from otel_chatdebug import settings
 from otel_chatdebug.records import Record
 from otel_chatdebug.tables import database, migrations, opened, queries, troubles
-from otel_chatdebug.tables.writer import Beat, Writer
+from otel_chatdebug.tables.writer import Beat, Keep, Writer
 from tests.support import leaks
 from tests.support.records import NOW, attempt_content, attempt_record, run_record, step_content, step_record
 
@@ -600,7 +600,7 @@ def test_old_rows_are_removed_at_the_start(make: Callable[..., Writer], path: Pa
     first.put(Live(run_record("old", started_at=now - 3 * day, finished_at=now - 3 * day), run_record("new")))
     first.put(Live(run_record("new", started_at=now)))
     assert first.close()
-    second = make(retention_days=2.0)
+    second = make(keep=Keep(days=2.0))
     second.put(Live(run_record("newest", started_at=now)))
     wait_for(lambda: "old" not in ids(path))
     assert ids(path) == ["new", "newest"]
