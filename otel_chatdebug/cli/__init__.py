@@ -13,10 +13,13 @@ import click
 
 from otel_chatdebug.cli.common import database_option
 from otel_chatdebug.cli.db import db
+from otel_chatdebug.cli.delete import delete
 from otel_chatdebug.cli.demo import demo
 from otel_chatdebug.cli.info import info
+from otel_chatdebug.cli.purge import purge
 from otel_chatdebug.cli.runs import runs
 from otel_chatdebug.cli.serve import serve
+from otel_chatdebug.cli.settings import settings
 from otel_chatdebug.cli.show import show
 from otel_chatdebug.cli.sweep import sweep
 from otel_chatdebug.version import __version__
@@ -49,5 +52,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign must not end the command
 
 
-for command in (info, runs, show, serve, sweep, demo, db):
+for command in (info, runs, show, serve, sweep, purge, delete, settings, demo, db):
     main.add_command(command)

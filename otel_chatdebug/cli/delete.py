@@ -32,12 +32,12 @@ def delete(chat_id: str, after_message: str | None, yes: bool, as_json: bool) ->
         what = Deletion(chat_id, message_id=after_message)
         what.find(engine)
         found = what.count(engine)
-    from otel_chatdebug.cli.render import clean, plural
+    from otel_chatdebug.words import clean, plural
 
     if what.unknown_message:
         raise click.ClickException(
-            f"No row of the chat {clean(chat_id)} names the message {clean(after_message)}, and the ids are no numbers: "
-            "what comes after it cannot be told."
+            f"No row of the chat {clean(chat_id)} names the message {clean(after_message)}, and the ids are no "
+            "numbers: what comes after it cannot be told."
         )
     counts = [plural(number, noun) for number, noun in zip(found, ("run", "step", "attempt"), strict=True) if number]
     if counts and not yes:

@@ -53,10 +53,12 @@ def show(as_json: bool) -> None:
 
         allowed, users = consent.choices(engine)
     if as_json:
-        said = [{"owner_id": user.owner_id, "on": user.on, "updated_at": queries.iso(user.updated_at)} for user in users]
+        said = [
+            {"owner_id": each.owner_id, "on": each.on, "updated_at": queries.iso(each.updated_at)} for each in users
+        ]
         print_json({"enabled": chosen.enabled, "allow_users": allowed, "users": said})
         return
-    from otel_chatdebug.cli.render import clean
+    from otel_chatdebug.words import clean
 
     output = console()
     output.print(f"Users may opt in: {'yes' if allowed else 'no'}")
@@ -85,7 +87,7 @@ def allow_users(choice: str) -> None:
 
         consent.set_choice(engine, consent.EVERYBODY, choice == "on")
         _, users = consent.choices(engine)
-    from otel_chatdebug.cli.render import plural
+    from otel_chatdebug.words import plural
 
     if choice == "on":
         click.echo(f"Users may opt in; {plural(sum(user.on for user in users), 'user')} did so far.")
@@ -112,7 +114,7 @@ def user(id: str, choice: str) -> None:
 
         consent.set_choice(engine, id, choice == "on")
         allowed, _ = consent.choices(engine)
-    from otel_chatdebug.cli.render import clean
+    from otel_chatdebug.words import clean
 
     click.echo(f"The user {clean(id)} has opted {'in' if choice == 'on' else 'out'}.")
     if choice == "on" and not allowed:

@@ -10,7 +10,22 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, exists, func, literal, select, text, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    and_,
+    delete,
+    exists,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    union_all,
+)
 
 from otel_chatdebug.tables import database, deletion, schema
 from otel_chatdebug.tables.chores import Keep
@@ -52,27 +67,33 @@ def cutoff(engine: Engine, seconds: float) -> int:
     return max(0, now - round(seconds * 1_000_000))
 
 
-def count_old(engine: Engine, before: int, *, only_content: bool = False) -> Removed:
-    """What `remove_old` (or `remove_old_content`) would remove. Only reads."""
-    counts = Removed()
+def count_old(engine: Engine, before: int | None, content_before: int | None = None) -> Removed:
+    """What `remove_old` up to ``before`` and `remove_old_content` up to ``content_before`` would remove together; None
+    for what is not to be removed. Only reads."""
+    runs = schema.runs
+    old = select(runs.c.id).where(*_old(before or 0))
     with engine.connect() as connection:
 
-        def count(table: Table, *which: Any) -> int:
-            found: int = connection.execute(select(func.count()).select_from(table).where(*which)).scalar_one()
+        def count(table: Table, which: ColumnElement[bool]) -> int:
+            found: int = connection.execute(select(func.count()).select_from(table).where(which)).scalar_one()
             return found
 
-        if only_content:
-            return Removed(contents=sum(count(table, table.c.updated_at < _time(before)) for table in _CONTENTS))
-        old = select(schema.runs.c.id).where(*_old(before))
-        counts = Removed(
-            runs=count(schema.runs, *_old(before)),
+        contents = 0
+        for table in _CONTENTS:
+            which: list[ColumnElement[bool]] = [false()]
+            if before is not None:
+                which += [table.c.run_id.in_(old), and_(*_orphans(table, before))]
+            if content_before is not None:
+                which.append(table.c.updated_at < _time(content_before))
+            contents += count(table, or_(*which))
+        if before is None:
+            return Removed(contents=contents)
+        return Removed(
+            runs=count(runs, and_(*_old(before))),
             steps=count(schema.steps, schema.steps.c.run_id.in_(old)),
             attempts=count(schema.attempts, schema.attempts.c.run_id.in_(old)),
-            contents=sum(
-                count(table, table.c.run_id.in_(old)) + count(table, *_orphans(table, before)) for table in _CONTENTS
-            ),
+            contents=contents,
         )
-    return counts
 
 
 def remove_old(

@@ -105,7 +105,7 @@ def test_contents_go_before_their_rows(engine: Engine, small_batches: None) -> N
         write(engine, *whole_run(f"old {number}", now() - 3 * DAY))
     write(engine, *whole_run("new", now()))
     before = retention.cutoff(engine, 2 * retention.DAY)
-    assert retention.count_old(engine, before, only_content=True) == Removed(contents=6)
+    assert retention.count_old(engine, None, before) == Removed(contents=6)
     assert retention.remove_old_content(engine, before)
     assert count(engine) == {"runs": 4, "steps": 4, "attempts": 4, "step_contents": 1, "attempt_contents": 1}
 
