@@ -214,7 +214,7 @@ def test_all_of_it_comes_back_when_all_is_removed(engine: Engine) -> None:
     full = retention.disk_size(engine)
     retention.remove_old(engine, NOW + DAY + now())
     assert retention.give_back(engine, vacuum=True) is None
-    assert retention.disk_size(engine) <= min(full, 600_000)
+    assert retention.disk_size(engine) <= full // 2  # what is left are indexes, and on SQLite an empty -wal file
 
 
 def test_a_file_of_somebody_elses_keeps_its_free_space_and_says_so(tmp_path: Path) -> None:
