@@ -115,7 +115,7 @@ class _Command:
             self._notes.append("The URL had a user and a password, which are not recorded: add --user NAME:PASSWORD.")
         pieces, last = [], 0
         for match in re.finditer(rf"([?&])([^=&?]*)={re.escape(REDACTED)}", url):
-            pieces += [quoted(url[last : match.start(2)] + match[2] + "="), self._variable(_variable_name(match[2]))]
+            pieces.append(self._with_variable(url[last : match.end(2)] + "=", _variable_name(match[2])))
             last = match.end()
         return "".join([*pieces, quoted(url[last:]) if url[last:] or not pieces else ""])
 
@@ -130,10 +130,10 @@ class _Command:
             elif not _TOKEN.fullmatch(name):
                 self._notes.append("A header with an impossible name is left out.")
             elif lower == "authorization" and value == REDACTED:
-                found.append(f'--header "{name}: Bearer {self._bare(self._key)}"')
+                found.append(f"--header {self._with_variable(f'{name}: Bearer ', self._key)}")
             elif value == REDACTED:
                 variable = KEY_HEADERS.get(lower) or (self._key if lower in KEY_HEADERS else _variable_name(name))
-                found.append(f'--header "{name}: {self._bare(variable)}"')
+                found.append(f"--header {self._with_variable(f'{name}: ', variable)}")
             elif value == "":
                 found.append(f"--header {quoted(name + ';')}")  # how curl sends an empty one
             else:
@@ -160,12 +160,12 @@ class _Command:
             self._notes.append("Secrets and data in the body were replaced when it was recorded; look for [REDACTED.")
         return body
 
-    def _variable(self, name: str) -> str:
-        return f'"{self._bare(name)}"'
-
-    def _bare(self, name: str) -> str:
-        self._variables[name] = None
-        return f"${name}"
+    def _with_variable(self, text: str, variable: str) -> str:
+        """One word for the shell: the text as it is, and the variable's value behind it."""
+        self._variables[variable] = None
+        if re.fullmatch(r"[\w :/.?&=-]+", text, re.ASCII):
+            return f'"{text}${variable}"'
+        return f'{quoted(text)}"${variable}"'
 
 
 def quoted(text: str) -> str:

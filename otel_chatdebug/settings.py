@@ -17,6 +17,8 @@ from typing import Any, Literal, cast
 
 import platformdirs
 
+from otel_chatdebug import trace_links
+
 logger = logging.getLogger("otel_chatdebug")
 
 ALWAYS, OPT_IN, NEVER = "always", "opt_in", "never"
@@ -91,6 +93,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+def _trace_url(text: str) -> str:
+    try:
+        return trace_links.check(text)
+    except ValueError as exc:
+        raise BadValue(str(exc)) from None
+
+
 def _text(text: str) -> str:
     return text
 
@@ -152,6 +161,13 @@ class Settings:
         "root",
         _choice("root", "child"),
         "`root`: an explicit run is a trace of its own, linked to the current span. `child`: a child of that span.",
+    )
+    trace_url: str = _setting(
+        "OTEL_CHATDEBUG_TRACE_URL",
+        "",
+        _trace_url,
+        "Where a trace is to be seen: an address of Jaeger, or a URL with `{trace_id}` (and `{span_id}`) in it.",
+        "none",
     )
     model_paths: str = _setting(
         "OTEL_CHATDEBUG_MODEL_PATHS",
