@@ -6,13 +6,13 @@ chat_id=...)``.
 
 from __future__ import annotations
 
-from otel_chatdebug.configuration import configure, shutdown
+from otel_chatdebug.configuration import configure, set_stale_after, shutdown
 from otel_chatdebug.editing import Cleanup, cutoff_from, delete_after_message, delete_chat, schedule_cleanup
 from otel_chatdebug.lifecycle import flush
 from otel_chatdebug.pipeline.exporter import ChatDebugSpanExporter
 from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor
 from otel_chatdebug.scopes import reuse_step, run, step
-from otel_chatdebug.status import RunKind, Status, classify_error
+from otel_chatdebug.status import Outcome, RunKind, Status, classify_error
 from otel_chatdebug.tables.counts import Deleted
 from otel_chatdebug.version import __version__
 
@@ -21,6 +21,7 @@ __all__ = [
     "ChatDebugSpanProcessor",
     "Cleanup",
     "Deleted",
+    "Outcome",
     "RunKind",
     "Status",
     "__version__",
@@ -33,6 +34,7 @@ __all__ = [
     "reuse_step",
     "run",
     "schedule_cleanup",
+    "set_stale_after",
     "shutdown",
     "step",
 ]

@@ -116,6 +116,17 @@ def shutdown() -> None:
         _instrumented.pop().uninstrument()
 
 
+def set_stale_after(seconds: float) -> None:
+    """Changes, while recording goes on, after how many seconds without a heartbeat a process counts as dead.
+
+    What was set by ``configure(stale_after=...)`` or ``OTEL_CHATDEBUG_STALE_AFTER``. This process gives its heartbeats
+    often enough for it from now on (a third of it, 2 s at most). Processes that share tables should have the same: one
+    that waits less than another's interval would call that one's runs interrupted, until their next heartbeat.
+    ``ValueError`` below 0.1 s.
+    """
+    lifecycle.set_stale_after(seconds)
+
+
 def _switch_on(instrumentor: BaseInstrumentor, tracer_provider: trace.TracerProvider | None) -> None:
     if not instrumentor.is_instrumented_by_opentelemetry:
         # The library need not be installed: it is patched when it is imported, if ever.

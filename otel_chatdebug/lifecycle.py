@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from time import time_ns
 from typing import Any, Final
 
@@ -31,9 +32,10 @@ from otel_chatdebug.pipeline.permits import Ask, Gate
 from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor, processor_of
 from otel_chatdebug.pipeline.recorder import TRACER_NAME, Recorder
 from otel_chatdebug.redaction import Redactor
-from otel_chatdebug.settings import OPT_IN, Settings
+from otel_chatdebug.settings import OPT_IN, SHORTEST_STALE_AFTER, Settings
 from otel_chatdebug.status import Status, classify_error
 from otel_chatdebug.tables import consent
+from otel_chatdebug.tables.chores import heartbeat_interval
 from otel_chatdebug.tables.writer import Beat, Keep, Writer
 
 logger = logging.getLogger("otel_chatdebug")
@@ -41,14 +43,9 @@ logger = logging.getLogger("otel_chatdebug")
 SHUTDOWN_SECONDS: Final = 5.0
 """What ending takes at most, at `shutdown()` and at the exit of the interpreter."""
 
-BEATS_PER_THRESHOLD: Final = 3
-"""Heartbeats in ``stale_after`` seconds: one may be late, and there are two still."""
-
-LONGEST_BEAT: Final = 2.0
-"""Seconds between two heartbeats at most: a stuck stream's counters are in its row soon, whatever the threshold."""
-
 _lock = threading.RLock()
 _armed: _Armed | None = None
+_inspection_url: str | None = None
 _observed = False
 """Whether the metrics about ourselves are registered; once in a process."""
 
@@ -87,11 +84,6 @@ class _Armed:
         _at_exit_of_a_child()
 
 
-def heartbeat_interval(stale_after: float) -> float:
-    """Seconds between two heartbeats."""
-    return min(stale_after / BEATS_PER_THRESHOLD, LONGEST_BEAT)
-
-
 def arm(
     settings: Settings | None = None,
     *,
@@ -123,6 +115,7 @@ def arm(
                 replica_id=replica_id,
                 heartbeat_interval=heartbeat_interval(settings.stale_after),
                 beat=_beat,
+                stale_after=settings.stale_after,
                 keep=Keep(settings.retention_days, settings.content_retention_days, settings.max_size),
             )
         recorder = Recorder(
@@ -164,6 +157,31 @@ def warm() -> None:
     armed = _armed
     if armed is not None and isinstance(armed.writer, Writer):
         armed.writer.start()
+
+
+def set_stale_after(seconds: float) -> None:
+    """Has this process count others as dead after that time without a heartbeat, and give its own often enough.
+
+    Raises ``ValueError`` below `settings.SHORTEST_STALE_AFTER`. Does nothing where nothing is recorded.
+    """
+    if not SHORTEST_STALE_AFTER <= seconds < float("inf"):
+        raise ValueError(f"stale_after is a number of seconds, {SHORTEST_STALE_AFTER:g} or more, not {seconds!r}")
+    with _lock:
+        armed = _armed
+        if armed is None:
+            return
+        armed.recorder.settings = replace(armed.recorder.settings, stale_after=seconds)
+        if isinstance(armed.writer, Writer):
+            armed.writer.keep_pace(seconds)
+
+
+def set_inspection_url(url: str | None) -> None:
+    """Tells the other processes, in the row of this one, where it can be asked what it is doing; None: nowhere.
+
+    There within a heartbeat; kept when recording is configured anew; gone in a forked child, and when recording ends.
+    """
+    global _inspection_url
+    _inspection_url = url
 
 
 def disarm(timeout: float = SHUTDOWN_SECONDS) -> bool:
@@ -267,7 +285,14 @@ def _beat() -> Beat:
         recorder.gate.expire()
     recorder.inbox.fold()
     attempts, runs, steps, ids = recorder.inbox.reading(look)
-    return Beat([attempt for attempt in attempts if attempt.beat()], runs, steps, ids)
+    return Beat(
+        [attempt for attempt in attempts if attempt.beat()],
+        runs,
+        steps,
+        ids,
+        service_name=recorder.service_name,
+        inspection_url=_inspection_url,
+    )
 
 
 def _recorded(live: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,7 +332,8 @@ def _at_exit_of_a_child() -> None:
 
 def _after_fork_in_child() -> None:
     """The child has none of the parent's open attempts, queue, connection and replica id; it has its own."""
-    global _armed, _lock
+    global _armed, _inspection_url, _lock
+    _inspection_url = None
     _lock = threading.RLock()
     armed, _armed = _armed, None
     if armed is None:

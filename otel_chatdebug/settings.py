@@ -27,6 +27,12 @@ ALWAYS, OPT_IN, NEVER = "always", "opt_in", "never"
 DATABASE_FILE = "chatdebug.db"
 """The name of the SQLite file in the state folder."""
 
+STALE_AFTER = 300.0
+"""Seconds without a heartbeat after which a process counts as dead: for the sweep, and for whoever asks who lives."""
+
+SHORTEST_STALE_AFTER = 0.1
+"""Heartbeats are transactions; more than some tens a second for each process would be a load."""
+
 MODEL_PATHS = (
     r"/chat/completions$"
     r"|/v1/completions$"
@@ -133,9 +139,9 @@ class Settings:
     )
     stale_after: float = _setting(
         "OTEL_CHATDEBUG_STALE_AFTER",
-        300.0,
-        _number(0.1, "a number of seconds"),
-        "Seconds without a heartbeat after which `sweep` calls an open row interrupted.",
+        STALE_AFTER,
+        _number(SHORTEST_STALE_AFTER, "a number of seconds"),
+        "Seconds without a heartbeat after which a process counts as dead, and what it left open as interrupted.",
     )
     retention_days: float = _setting(
         "OTEL_CHATDEBUG_RETENTION",

@@ -32,6 +32,21 @@ _PRIORITY = {
 }
 
 
+class Outcome(StrEnum):
+    """What came of touching or finishing something. True where it was done, false for each reason why it was not."""
+
+    RECORDED = "recorded"
+    NOT_FOUND = "not found"
+    OTHER_CHAT = "belongs to another chat"
+    ALREADY_FINISHED = "already finished"
+    """With a status that has a higher priority than what was said now."""
+    NOT_RECORDING = "nothing is recorded"
+    """Recording is off, was shut down, or the database cannot be used."""
+
+    def __bool__(self) -> bool:
+        return self is Outcome.RECORDED
+
+
 class RunKind(StrEnum):
     """The kinds of run that have a name of their own. Any other string is welcome as a kind, too."""
 

@@ -1,12 +1,14 @@
-"""What the writer's thread does beside writing, each at its time: the heartbeat, and the removal of what is too old."""
+"""What the writer's thread does beside writing, each at its time: the heartbeat, the sweep, and the removal of what is
+too old."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from otel_chatdebug.status import Outcome
 from otel_chatdebug.tables import database
 from otel_chatdebug.tables.backlog import Source
 from otel_chatdebug.tables.database import Fault
@@ -14,17 +16,34 @@ from otel_chatdebug.tables.database import Fault
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from otel_chatdebug.tables.replicas import Replica
+
 logger = logging.getLogger("otel_chatdebug")
 
 CLEANUP_SECONDS = 3600.0
 """Between two removals of what is too old or too much."""
 
+BEATS_PER_THRESHOLD = 3
+"""Heartbeats in ``stale_after`` seconds at least: one may be late, and there are two still."""
+
+LONGEST_BEAT = 2.0
+"""Seconds between two heartbeats at most, where something is open: a stuck stream's counters are in its row soon,
+whatever the threshold."""
+
+SWEEPS_PER_THRESHOLD = 3
+"""Sweeps in ``stale_after`` seconds: what is stale is seen as such within a third of that time."""
+
 CLEANUP_AGAIN_SECONDS = 1.0
 """Until a removal goes on that made way for records."""
 
 
+def heartbeat_interval(stale_after: float) -> float:
+    """Seconds between two heartbeats of a process in which something is open."""
+    return min(stale_after / BEATS_PER_THRESHOLD, LONGEST_BEAT)
+
+
 class Beat(NamedTuple):
-    """What is open in this process."""
+    """What is open in this process, and what it tells of itself."""
 
     sources: Sequence[Source] = ()
     """Those to be written anew: their counters have moved."""
@@ -32,25 +51,41 @@ class Beat(NamedTuple):
     """Ids of rows that get a heartbeat."""
     steps: Sequence[str] = ()
     attempts: Sequence[str] = ()
+    service_name: str | None = None
+    inspection_url: str | None = None
+    """Where this process can be asked what it is doing."""
 
 
 class Heart:
-    """Asks ``beat`` every ``interval`` seconds what is open, and tells the database. The writer's thread only."""
+    """Asks ``beat`` every ``interval`` seconds what is open, and tells the database that this process lives. The
+    writer's thread only, but for `keep_pace`."""
 
-    def __init__(self, beat: Callable[[], Beat], interval: float) -> None:
+    def __init__(
+        self, beat: Callable[[], Beat], interval: float, replica_id: str, stale_after: float | None = None
+    ) -> None:
         self._beat = beat
-        self._interval = interval
-        self._alive = Beat()
-        self.due = 0.0
-        """When the next beat comes (monotonic seconds)."""
+        self.interval = interval
+        self.idle_interval = float("inf") if stale_after is None else max(interval, stale_after / BEATS_PER_THRESHOLD)
+        """Between two signs of life of a process in which nothing is open: an idle one writes next to nothing."""
+        self._replica_id = replica_id
+        self._replica: Replica | None = None
+        self._alive: Beat | None = None
+        self._beaten_at = self._written_at = float("-inf")
+        self._told: Mapping[str, Outcome] = {}
+        self._told_of_itself: tuple[str | None, str | None] | None = None
         self.failed = 0
+
+    @property
+    def due(self) -> float:
+        """When the next beat comes (monotonic seconds)."""
+        return self._beaten_at + self.interval
 
     def collect(self) -> Sequence[Source]:
         """What has moved since the last beat, if it is time for one."""
         now = time.monotonic()
         if now < self.due:
             return ()
-        self.due = now + self._interval
+        self._beaten_at = now
         try:
             self._alive = self._beat()
         except Exception:
@@ -59,14 +94,100 @@ class Heart:
             return ()
         return self._alive.sources
 
-    def write(self, engine: Engine) -> None:
-        """Writes the heartbeats of the last beat, once. Raises what the database raises."""
-        from otel_chatdebug.tables import merge
+    def write(self, engine: Engine) -> float | None:
+        """Writes the heartbeats of the last beat, once. Raises what the database raises.
 
-        alive, self._alive = self._alive, Beat()
-        if alive.runs or alive.steps or alive.attempts:
-            with engine.begin() as connection:
-                merge.heartbeat(connection, runs=alive.runs, steps=alive.steps, attempts=alive.attempts)
+        Returns how many seconds ago the database had heard of this process before; None where nothing was written, or
+        it never had.
+        """
+        from otel_chatdebug.tables import liveness, replicas
+
+        alive, self._alive = self._alive, None
+        if alive is None:
+            return None
+        now = time.monotonic()
+        itself = (alive.service_name, alive.inspection_url)
+        is_open = alive.runs or alive.steps or alive.attempts
+        if not is_open and itself == self._told_of_itself and now < self._written_at + self.idle_interval:
+            return None
+        if self._replica is None:
+            self._replica = replicas.Replica.this_process(self._replica_id)
+        with engine.begin() as connection:
+            gap = replicas.beat(
+                connection, self._replica, service_name=alive.service_name, inspection_url=alive.inspection_url
+            )
+            untouched = liveness.heartbeat(connection, runs=alive.runs, steps=alive.steps, attempts=alive.attempts)
+        self._written_at, self._told_of_itself = now, itself
+        for id, why in untouched.items():
+            if self._told.get(id) is not why:
+                logger.debug("otel_chatdebug: the row %s, which is open here, could not be touched: %s", id, why)
+        self._told = untouched
+        return gap
+
+    def keep_pace(self, stale_after: float) -> None:
+        """Has the intervals follow the threshold. Any thread."""
+        self.interval = heartbeat_interval(stale_after)
+        self.idle_interval = stale_after / BEATS_PER_THRESHOLD
+
+    @property
+    def is_known(self) -> bool:
+        """The database has heard of this process."""
+        return self._told_of_itself is not None
+
+    def leave(self, engine: Engine) -> None:
+        """Tells the database that this process ends in order. Raises what the database raises."""
+        from otel_chatdebug.tables import replicas
+
+        with engine.begin() as connection:
+            replicas.leave(connection, self._replica_id)
+
+
+class Sweeper:
+    """Sweeps what others left open, every now and then. The writer's thread only, but for `stale_after`, which any
+    thread may set. Does nothing where it is None."""
+
+    def __init__(self, stale_after: float | None) -> None:
+        self.stale_after = stale_after
+        self._swept_at = float("-inf")
+        self._grace_until = float("-inf")
+        self.failed = 0
+
+    @property
+    def due(self) -> float:
+        """When the next sweep comes (monotonic seconds)."""
+        if self.stale_after is None:
+            return float("inf")
+        return max(self._swept_at + self.stale_after / SWEEPS_PER_THRESHOLD, self._grace_until)
+
+    def heard_after(self, gap: float | None) -> None:
+        """``gap`` is what `Heart.write` returned. Where it is long, this process was asleep or the database away, and
+        so it may have been for others, whose heartbeats are as old as ours was: they get the time to come back."""
+        if gap is not None and self.stale_after is not None and gap > self.stale_after / 2:
+            self._grace_until = time.monotonic() + self.stale_after
+
+    def sweep(self, engine: Engine) -> None:
+        """Sweeps if it is time. Raises where the database is in trouble."""
+        from otel_chatdebug.tables import liveness
+
+        now, stale_after = time.monotonic(), self.stale_after
+        if stale_after is None or now < self.due:
+            return
+        self._swept_at = now
+        try:
+            swept = liveness.finalize_stale(engine, stale_after, in_turn=False)
+        except Exception as exc:
+            if database.diagnose(exc)[0] is not Fault.RECORD:
+                raise
+            self.failed += 1
+            logger.debug("otel_chatdebug: the sweep failed", exc_info=True)
+            return
+        if any(swept):
+            logger.info(
+                "otel-chatdebug marked what gave no sign of life for %g s as interrupted: "
+                "%d runs, %d steps, %d attempts.",
+                stale_after,
+                *swept,
+            )
 
 
 class Keep(NamedTuple):

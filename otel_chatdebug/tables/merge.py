@@ -3,7 +3,7 @@
 ``INSERT ... ON CONFLICT (id) DO UPDATE ... WHERE`` the new key is higher: the same fold as `records.merge`, whatever
 the order, the repetition and the number of writers. These columns stand outside of it:
 
-- ``heartbeat_at`` is the database's clock at the insert, and moves by `heartbeat` alone.
+- ``heartbeat_at`` is the database's clock at the insert, and moves by `liveness.heartbeat` alone.
 - ``changed_at`` is the database's clock whenever the row is written (a heartbeat does not count): live views follow it.
 - ``step_number`` of a step and ``number`` of an attempt are proposed by the record and assigned when the row is
   inserted: the proposed one if it is free, else the next free one of its run (its step). A stub has none yet.
@@ -15,7 +15,7 @@ a record of the lowest key, which the parent's own first word replaces.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import chain
 from operator import attrgetter
@@ -27,7 +27,6 @@ from sqlalchemy import (
     Dialect,
     Integer,
     Table,
-    Update,
     and_,
     bindparam,
     case,
@@ -36,11 +35,9 @@ from sqlalchemy import (
     func,
     literal_column,
     null,
-    or_,
     select,
     text,
     tuple_,
-    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -106,18 +103,6 @@ def write(connection: Connection, batch: Iterable[Record]) -> None:
             upsert = _Upsert.of(_KINDS[kind], connection.dialect)
             # Sorted: the numbers of a batch are given in their order, and rows are locked in the same order by all.
             connection.exec_driver_sql(upsert.sql, [upsert.row(record) for record in _in_order(folded[kind].values())])
-
-
-def heartbeat(
-    connection: Connection, *, runs: Sequence[str] = (), steps: Sequence[str] = (), attempts: Sequence[str] = ()
-) -> None:
-    """Says that these rows are still being worked on: ``heartbeat_at`` becomes the database's clock, if that is later.
-
-    Creates no row and touches no other column.
-    """
-    for table, ids in zip(schema.STATE_TABLES, (runs, steps, attempts), strict=True):
-        if ids:
-            connection.execute(_beat(table), [{"row": id} for id in sorted(ids)])
 
 
 def stub_run(child: StepRecord | AttemptRecord) -> RunRecord:
@@ -204,13 +189,6 @@ def _known(connection: Connection, table: Table, ids: list[str]) -> set[str]:
 @cache
 def _select_known(table: Table) -> Any:
     return select(table.c.id).where(table.c.id.in_(bindparam("ids", expanding=True)), table.c.source > Source.STUB)
-
-
-@cache
-def _beat(table: Table) -> Update:
-    now = schema.utc_now()
-    earlier = or_(table.c.heartbeat_at.is_(None), table.c.heartbeat_at < now)
-    return update(table).where(and_(table.c.id == bindparam("row"), earlier)).values(heartbeat_at=now)
 
 
 class _Upsert:

@@ -27,7 +27,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from otel_chatdebug.tables import database, deletion, schema
+from otel_chatdebug.tables import database, deletion, replicas, schema
 from otel_chatdebug.tables.chores import Keep
 
 FEWEST_PER_TRANSACTION, MOST_PER_TRANSACTION = 1, 200
@@ -104,7 +104,7 @@ def remove_old(
     told: Callable[[int], None] = lambda runs: None,
 ) -> bool:
     """Removes the runs that ended, or gave their last sign of life, before that moment (microseconds since 1970), with
-    all that belongs to them, and content that old whose run is gone.
+    all that belongs to them, content that old whose run is gone, and processes that were not heard of since.
 
     ``told`` hears how many runs each transaction has removed; after it ``stop`` is asked whether to make way: False is
     returned then. Raises what the database raises; what was removed stays removed.
@@ -120,6 +120,8 @@ def remove_old(
 
     if not _in_batches(engine, remove, stop, told):
         return False
+    with engine.begin() as connection:
+        replicas.remove_old(connection, before)
     return all(_remove_content(engine, table, _orphans(table, before), stop, lambda rows: None) for table in _CONTENTS)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Connection,
     Dialect,
     Float,
     FunctionElement,
@@ -25,7 +26,9 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
+    literal,
     literal_column,
+    select,
 )
 from sqlalchemy import Text as SQLText
 from sqlalchemy.dialects import postgresql
@@ -126,6 +129,17 @@ def _sqlite_now(element: utc_now, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(utc_now, "postgresql")
 def _postgresql_now(element: utc_now, compiler: SQLCompiler, **kw: Any) -> str:
     return "clock_timestamp()"
+
+
+def now(connection: Connection) -> int:
+    """The database's clock, in microseconds."""
+    told: int = connection.execute(select(utc_now())).scalar_one()
+    return told
+
+
+def moment(microseconds: int) -> ColumnElement[int]:
+    """A time as the database compares it."""
+    return literal(microseconds, Time())
 
 
 metadata = MetaData()
@@ -270,8 +284,10 @@ replicas = Table(
     Column("pid", BigInteger()),
     _time("started_at"),
     *_times("heartbeat_at"),
+    *_optional("boot_id", "version", "inspection_url"),
+    *_times("stopped_at"),
 )
-"""Heartbeats of processes."""
+"""Processes and their heartbeats, see `replicas`."""
 
 settings = Table(
     "chat_debug_settings",

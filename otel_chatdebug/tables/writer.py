@@ -33,7 +33,7 @@ from otel_chatdebug.records import Record
 from otel_chatdebug.tables import database
 from otel_chatdebug.tables.backlog import Backlog, Pause, Source, Stop, Token
 from otel_chatdebug.tables.batch import Batch
-from otel_chatdebug.tables.chores import Beat, Heart, Housekeeping, Keep
+from otel_chatdebug.tables.chores import Beat, Heart, Housekeeping, Keep, Sweeper, heartbeat_interval
 from otel_chatdebug.tables.database import DatabaseError, Fault
 from otel_chatdebug.tables.opened import OpenDatabase
 from otel_chatdebug.tables.troubles import Troubles
@@ -86,7 +86,8 @@ class Writer:
     """Writes to the tables in a daemon thread of its own, which starts at the first `put`.
 
     Making one opens nothing and imports no SQLAlchemy. ``beat`` is called by the thread every
-    ``heartbeat_interval`` seconds and says what is open. ``keep`` bounds what is kept; default: no bounds.
+    ``heartbeat_interval`` seconds and says what is open. What had no heartbeat for ``stale_after`` seconds is swept
+    from time to time; None sweeps nothing. ``keep`` bounds what is kept; default: no bounds.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class Writer:
         replica_id: str,
         heartbeat_interval: float,
         beat: Callable[[], Beat],
+        stale_after: float | None = None,
         keep: Keep | None = None,
     ) -> None:
         self.replica_id = replica_id
         self._url = database.absolute(url)
         self._heartbeat_interval = heartbeat_interval
         self._beat = beat
+        self._stale_after = stale_after
         self._keep = keep or Keep()
         self._closed = False
         self._given_up = False
@@ -133,11 +136,20 @@ class Writer:
         """All that the thread imports is imported: it has worked once. Written by the thread, read by `pause`."""
         self._batch = Batch()
         self._troubles = Troubles(self._url)
-        self._heart = Heart(self._beat, self._heartbeat_interval)
+        self._heart = Heart(self._beat, self._heartbeat_interval, self.replica_id, self._stale_after)
+        self._sweeper = Sweeper(self._stale_after)
         self._housekeeping = Housekeeping(self._keep)
         self._failed = 0
 
     # Any thread.
+
+    def keep_pace(self, stale_after: float) -> None:
+        """From now on sweeps what had no heartbeat for that many seconds, and gives heartbeats in time for it."""
+        self._stale_after, self._heartbeat_interval = stale_after, heartbeat_interval(stale_after)
+        self._heart.keep_pace(stale_after)
+        self._sweeper.stale_after = stale_after
+        if not self._ticket:
+            self._backlog.tell(Token())  # wakes the thread, which waits for what was due before
 
     def put(self, source: Source) -> None:
         """Has the source's state written soon; drops it where too many wait, or nothing can be written any more.
@@ -237,7 +249,7 @@ class Writer:
         return WriterStats(
             written=self._batch.written,
             dropped=self._dropped(),
-            failed=self._failed + self._heart.failed + self._housekeeping.failed,
+            failed=self._failed + self._heart.failed + self._sweeper.failed + self._housekeeping.failed,
             queue_length=len(self._backlog),
             last_write_seconds=self._batch.last_write_seconds,
         )
@@ -283,6 +295,7 @@ class Writer:
                         self._work()
                     self._settle()
                     self._tell_drops()
+                self._leave()
             except Exception:
                 self._failed += 1
                 logger.debug("otel_chatdebug: the writer's thread failed", exc_info=True)
@@ -298,6 +311,14 @@ class Writer:
                 self._settle()
                 backlog.stand_aside()
 
+    def _leave(self) -> None:
+        if self._given_up or self._late() or self._troubles.retry_at or not self._heart.is_known:
+            return
+        try:
+            self._heart.leave(self._database.engine())
+        except Exception:
+            logger.debug("otel_chatdebug: the end of this process could not be told", exc_info=True)
+
     def _wait(self) -> None:
         """Until there is something to do; then it has been taken from the queue."""
         backlog, now = self._backlog, time.monotonic()
@@ -307,7 +328,7 @@ class Writer:
             if self._hurry.wait(max(0.0, wake - now)):
                 self._troubles.retry_at = 0.0
         elif not (backlog.waits or self._batch or backlog.stopping):
-            wake = min(self._heart.due, self._housekeeping.due)
+            wake = min(self._heart.due, self._sweeper.due, self._housekeeping.due)
             if backlog.take_first(max(0.0, wake - now)) and not backlog.called:
                 self._hurry.wait(GATHER_SECONDS)
         self._hurry.clear()
@@ -344,7 +365,9 @@ class Writer:
             if not self._batch:
                 self._batch.add(self._read(backlog.batch(BATCH)))
             self._batch.write(engine)
-            self._heart.write(engine)
+            self._sweeper.heard_after(self._heart.write(engine))
+            if not backlog.stopping:
+                self._sweeper.sweep(engine)
             if not backlog.waits and not backlog.stopping:
                 self._housekeeping.clean(engine, stop=lambda: backlog.arriving)
         except Exception as exc:

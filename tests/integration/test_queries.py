@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from otel_chatdebug.records import AttemptRank, Record
 from otel_chatdebug.status import Status
-from otel_chatdebug.tables import cleanup, database, merge, migrations, queries, schema
+from otel_chatdebug.tables import database, liveness, merge, migrations, queries, schema
 from otel_chatdebug.tables.queries import RunFilter, Where, rows
 from otel_chatdebug.tables.queries import following as following_module
 from otel_chatdebug.tables.queries import runs as runs_module
@@ -311,7 +311,7 @@ def test_a_follower_tells_each_change_once(writing: Engine, engine: Engine) -> N
     assert changes.runs[0]["chat_id"] == "c"
     assert not follower.poll()
     with writing.begin() as connection:
-        merge.heartbeat(connection, runs=["new", "old"])
+        liveness.heartbeat(connection, runs=["new", "old"])
     assert not follower.poll(), "a heartbeat is no change"
     write(writing, attempt_record(run_id="new", updated_at=NOW - 1))
     assert not follower.poll(), "what lost the merge is no change"
@@ -320,7 +320,7 @@ def test_a_follower_tells_each_change_once(writing: Engine, engine: Engine) -> N
     assert (ids(changes.runs), [row["bytes_received"] for row in changes.attempts]) == ([], [5])
     with writing.begin() as connection:
         connection.execute(schema.runs.update().values(heartbeat_at=NOW))
-    cleanup.finalize_stale(writing, 60.0)
+    liveness.finalize_stale(writing, 60.0)
     assert {row["status"] for row in follower.poll().runs} == {"interrupted"}, "the sweep, which sets updated_at back"
 
 

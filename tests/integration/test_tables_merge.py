@@ -16,7 +16,7 @@ from sqlalchemy import Engine, Table, delete, select
 
 from otel_chatdebug import records
 from otel_chatdebug.records import AttemptContent, AttemptRecord, Record, RunRecord, Source, StepContent, StepRecord
-from otel_chatdebug.tables import database, merge, migrations, schema
+from otel_chatdebug.tables import database, liveness, merge, migrations, schema
 from tests.support.at_once import at_once
 from tests.support.records import (
     NOW,
@@ -203,7 +203,7 @@ def test_a_heartbeat_moves_its_own_column_forwards_and_nothing_else(engine: Engi
             connection.execute(table.update().values(heartbeat_at=NOW))
     before = rows(engine, RunRecord)["run"]
     with engine.begin() as connection:
-        merge.heartbeat(connection, runs=["run", "nobody"], steps=["step"], attempts=["attempt"])
+        liveness.heartbeat(connection, runs=["run", "nobody"], steps=["step"], attempts=["attempt"])
     after = rows(engine, RunRecord)
     assert after.keys() == {"run"}
     assert after["run"].pop("heartbeat_at") > before.pop("heartbeat_at")
@@ -217,7 +217,7 @@ def test_a_heartbeat_of_a_clock_that_is_behind_changes_nothing(engine: Engine) -
     future = NOW * 2
     with engine.begin() as connection:
         connection.execute(schema.runs.update().values(heartbeat_at=future))
-        merge.heartbeat(connection, runs=["run"])
+        liveness.heartbeat(connection, runs=["run"])
     assert rows(engine, RunRecord)["run"]["heartbeat_at"] == future
 
 
