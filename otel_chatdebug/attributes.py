@@ -26,6 +26,8 @@ SCHEMA_URL: Final = Schemas.V1_44_0.value
 """The version of the semantic conventions that our spans follow."""
 
 ERROR_TYPE: Final = error_attributes.ERROR_TYPE
+URL_FULL: Final = url_attributes.URL_FULL
+URL_PATH: Final = url_attributes.URL_PATH
 RESEND_COUNT: Final = http_attributes.HTTP_REQUEST_RESEND_COUNT
 
 CONVERSATION_ID: Final = gen_ai.GEN_AI_CONVERSATION_ID
@@ -261,8 +263,8 @@ def attempt_attributes(
             STREAM_EVENTS: record.events if record.events or longest_gap is not None else None,
             STREAM_LONGEST_GAP: longest_gap,
             **_method(record.method),
-            url_attributes.URL_FULL: record.url,
-            url_attributes.URL_PATH: record.path,
+            URL_FULL: record.url,
+            URL_PATH: record.path,
             http_attributes.HTTP_RESPONSE_STATUS_CODE: record.response_status,
             RESEND_COUNT: record.number - 1 or None,
             CONVERSATION_ID: record.chat_id,
@@ -272,9 +274,12 @@ def attempt_attributes(
     )
 
 
-def request_attributes(method: str, url: str, server: Mapping[str, Any]) -> dict[str, Any]:
+def request_attributes(method: str, url: str | None, server: Mapping[str, Any]) -> dict[str, Any]:
     """What a sampler may want to see of an attempt: the HTTP attributes that are known before it is sent."""
-    return {RECORD: "attempt", **_method(method), url_attributes.URL_FULL: url, **server}
+    given = {RECORD: "attempt", **_method(method), **server}
+    if url is not None:
+        given[URL_FULL] = url
+    return given
 
 
 def server_of(scheme: str, host: str, port: int | None) -> dict[str, Any]:
@@ -404,8 +409,8 @@ def _attempt(attributes: Mapping[str, Any], common: dict[str, Any], span: Readab
         end_reason=attributes.get(ATTEMPT_END_REASON),
         method=attributes.get(http_attributes.HTTP_REQUEST_METHOD_ORIGINAL)
         or attributes.get(http_attributes.HTTP_REQUEST_METHOD),
-        url=attributes.get(url_attributes.URL_FULL),
-        path=attributes.get(url_attributes.URL_PATH),
+        url=attributes.get(URL_FULL),
+        path=attributes.get(URL_PATH),
         response_status=_number(attributes.get(http_attributes.HTTP_RESPONSE_STATUS_CODE)),
         bytes_received=_number(attributes.get(ATTEMPT_BYTES)) or 0,
         events=_number(attributes.get(STREAM_EVENTS)) or 0,

@@ -19,6 +19,7 @@ from otel_chatdebug import lifecycle
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
 from otel_chatdebug.pipeline.exporter import PiecewiseSpanExporter
 from otel_chatdebug.pipeline.permits import checked
+from otel_chatdebug.redaction import Redact
 from otel_chatdebug.settings import Settings, logger
 from otel_chatdebug.status import Status
 
@@ -43,6 +44,7 @@ def configure(
     service_name: str | None = None,
     classify_error: Callable[[BaseException | None], Status] | None = None,
     is_enabled: Callable[[str | None, str | None], bool] | None = None,
+    redact: Redact | None = None,
     http_spans: bool = False,
 ) -> None:
     """Starts recording: patches httpx and httpx2 (now, or when they are imported) and follows the tracer provider.
@@ -55,7 +57,10 @@ def configure(
     replaces `otel_chatdebug.classify_error`. ``is_enabled(chat_id, owner_id)`` says whether a run is recorded, in place
     of the settings in the tables (and also where ``enabled`` is ``always``); it is called in a thread of ours, at most
     once per run, its answer holds for a few seconds for the same ids, and without one in a second the run is not
-    recorded. ``http_spans`` also switches the stock httpx instrumentation on, for all
+    recorded.
+    ``redact(text, place)`` returns what may be written of a text that our own rules have been over; where it fails or
+    takes too long, ``[REDACTED]`` is (see `otel_chatdebug.redaction.hook`).
+    ``http_spans`` also switches the stock httpx instrumentation on, for all
     requests that are no model calls; it imports httpx and httpx2, so alias them first.
 
     Can be repeated: what was in force is shut down first. Raises nothing but ``TypeError`` and ``ValueError`` for wrong
@@ -89,6 +94,7 @@ def configure(
         meter_provider=meter_provider,
         classify=classify_error,
         is_enabled=ask,
+        redact=redact,
         delegate=delegate,
     )
     lifecycle.warm()

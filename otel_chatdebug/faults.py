@@ -29,6 +29,12 @@ def fault(where: str) -> None:
         logger.debug("otel_chatdebug failed in %s; the application is not affected", where, exc_info=True)
 
 
+def count(where: str) -> None:
+    """Counts what has gone wrong and is told otherwise."""
+    with _lock:
+        _counts[where] = _counts.get(where, 0) + 1
+
+
 def counts() -> dict[str, int]:
     """How many faults there were so far, by place."""
     with _lock:

@@ -31,7 +31,7 @@ from otel_chatdebug.pipeline.live import ScopeEvent
 from otel_chatdebug.pipeline.permits import Ask, Gate
 from otel_chatdebug.pipeline.processor import ChatDebugSpanProcessor, processor_of
 from otel_chatdebug.pipeline.recorder import TRACER_NAME, Recorder
-from otel_chatdebug.redaction import Redactor
+from otel_chatdebug.redaction import Redact, Redactor, UserRedactor
 from otel_chatdebug.settings import OPT_IN, SHORTEST_STALE_AFTER, Settings
 from otel_chatdebug.status import Status, classify_error
 from otel_chatdebug.tables import consent
@@ -91,6 +91,7 @@ def arm(
     meter_provider: MeterProvider | None = None,
     classify: Callable[[BaseException | None], Status] | None = None,
     is_enabled: Ask | None = None,
+    redact: Redact | None = None,
     delegate: SpanProcessor | None = None,
     writer: Any = None,
 ) -> Recorder | None:
@@ -123,6 +124,7 @@ def arm(
             writer,
             replica_id=replica_id,
             redactor=Redactor(settings.allow_headers, settings.allow_query, settings.secret_keys),
+            redact=None if redact is None else UserRedactor(redact),
             tracer_provider=tracer_provider,
             meter_provider=meter_provider,
             classify=_guarded(classify or classify_error),
@@ -215,6 +217,8 @@ def _disarm(deadline: float) -> bool:
     # exporter may wait for a collector that is gone.
     done = armed.writer.close(_left(deadline)) and done
     done = recorder.inbox.stop(_left(deadline)) and done
+    if recorder.redact is not None:
+        recorder.redact.close(_left(deadline))
     if armed.processor is not None:
         _within(_left(deadline), armed.processor.disarm)
     return done
@@ -348,6 +352,7 @@ def _after_fork_in_child() -> None:
         meter_provider=old.meter_provider,
         classify=old.classify,
         is_enabled=armed.is_enabled,
+        redact=None if old.redact is None else old.redact.redact,
         delegate=armed.delegate,
     )
     if recorder is not None:

@@ -23,7 +23,8 @@ from opentelemetry.trace import Span
 
 from otel_chatdebug import attributes
 from otel_chatdebug.capture import failures
-from otel_chatdebug.capture.content import KEPT_BODY, Content
+from otel_chatdebug.capture.content import Content
+from otel_chatdebug.capture.kept import KEPT_BODY, KEPT_HEAD, Kept
 from otel_chatdebug.capture.states import (
     INCOMPLETE_BODY,
     INCOMPLETE_STREAM,
@@ -35,8 +36,8 @@ from otel_chatdebug.capture.states import (
     outcome,
 )
 from otel_chatdebug.faults import fault
+from otel_chatdebug.pipeline import outgoing
 from otel_chatdebug.pipeline.call_metrics import MOST_GAPS
-from otel_chatdebug.pipeline.live import end_span
 from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.permits import Permit
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record
@@ -195,7 +196,7 @@ class Attempt:
         self._digesting = threading.Lock()
         self._digester = 0
         """The thread that digests, 0 when none does."""
-        self._kept = bytearray()
+        self._kept = Kept()
         self._decoder: encoding.Decoder | None = None
         self.decoded = True
         self._content_length: int | None = None
@@ -343,15 +344,25 @@ class Attempt:
     def _look_into(self, data: bytes) -> None:
         if self.reader is None and self._may_be_framed:
             self._look_for_frames(data)
-        room = KEPT_BODY - len(self._kept)
-        if room > 0 and not (self.reader is not None and self.step.permit.allowed is False):
-            self._kept += data[:room] if len(data) > room else data
+        kept = self._kept
+        kept.add(data, self._most_kept)
+        if self.reader is None and kept.size >= KEPT_BODY and not kept.is_whole:
+            kept.shrink()  # as JSON it could only be read whole
         if self.reader is not None:
             self.reader.feed(data)
 
+    @property
+    def _most_kept(self) -> int:
+        """How much of its body is looked at later."""
+        if self.reader is not None and self.step.permit.allowed is False:
+            return 0  # its content is not written
+        if self.reader is not None or self._may_be_framed or self.holds_json:
+            return KEPT_BODY
+        return KEPT_HEAD if self.response_headers.get("content-type") else KEPT_BODY  # it may be JSON
+
     def _look_for_frames(self, data: bytes) -> None:
         """A body may show by its first bytes that it is framed, whatever its content type says."""
-        before = bytes(self._kept)
+        before = self._kept.whole()
         first = before + data[:FIRST_BYTES]
         if registry.is_framed(None, first, requested_stream=True):
             self.reader = registry.StreamReader(self.format)
@@ -414,10 +425,8 @@ class Attempt:
             self.finished_ns = self.last_byte_ns or at
         else:
             self.finished_ns = at
-        if self.final and self.span is not None:
-            given = self._span_attributes()
-            self.recorder.inbox.defer(partial(end_span, self.span, given, self.status, self.error, self.finished_ns))
-            self.span = None
+        if self.final:
+            self._end_span(self.finished_ns)
         self.step.attempt_changed(self, at)
 
     def _error(self, kind: str) -> dict[str, Any]:
@@ -482,10 +491,10 @@ class Attempt:
         return "json" in content_type.lower()
 
     def _json(self) -> Any:
-        if not self._kept or len(self._kept) >= KEPT_BODY:
+        if not self._kept.total or not self._kept.is_whole:
             return None
         try:
-            return json.loads(self._kept)
+            return json.loads(self._kept.whole())
         except (ValueError, RecursionError):
             return None
 
@@ -503,7 +512,7 @@ class Attempt:
             return self.bytes_received >= self._content_length
         if self.end_of_body_ns is None:
             return False
-        if not self.holds_json or not self._legible or len(self._kept) >= KEPT_BODY:
+        if not self.holds_json or not self._legible or not self._kept.is_whole:
             return True  # nothing says how long it should be: its end is the end
         return self._json() is not None
 
@@ -517,6 +526,12 @@ class Attempt:
         gap = None if self.reader is None else self.longest_gap_ns / 1e9
         return attributes.attempt_attributes(self, longest_gap=gap, told=self.told)
 
+    def _end_span(self, at: int) -> None:
+        span, self.span = self.span, None
+        if span is not None:
+            end = partial(self.recorder.end_span, span, self._span_attributes(), self.status, self.error, at)
+            self.recorder.inbox.defer(end)
+
     def run_left(self, at: int) -> None:
         """The run's scope was left. Called while folding."""
         self.apply(Event.RUN_LEFT, at, None)
@@ -528,10 +543,7 @@ class Attempt:
     def shut_down(self, at: int) -> None:
         """The process, or this package, ends: the row says so, and the span is ended now or never."""
         self.apply(Event.SHUTDOWN, at, None)
-        if self.span is not None:
-            given = self._span_attributes()
-            self.recorder.inbox.defer(partial(end_span, self.span, given, self.status, self.error, at))
-            self.span = None
+        self._end_span(at)
 
     # -- looking
 
@@ -613,8 +625,12 @@ class Attempt:
             found += self._content.records(self, final=record.rank != AttemptRank.OPEN)
         except Exception:
             fault("Attempt.records")
-        return found
+        return outgoing.records(self.recorder.redact, found)
 
-    def kept(self) -> bytes:
-        """The decoded body so far, its first `KEPT_BODY` bytes. Does not wait for who digests: copying is atomic."""
-        return bytes(self._kept)
+    def kept(self) -> Kept:
+        """The beginning of the decoded body so far. Does not wait for who digests."""
+        return self._kept.copy()
+
+    def messages(self) -> tuple[Any, Any]:
+        """The normalised request and response, redacted, once it is final. Takes long; not while folding."""
+        return self._content.messages(self)

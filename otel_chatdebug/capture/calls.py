@@ -280,7 +280,8 @@ def _begin(
     server = attributes.server_of(url.scheme, url.host, url.port)
     step.options.update(server)
     shown_url = recorder.redacted_url(full_url)
-    told = attributes.request_attributes(method, shown_url, server)
+    # What the application's own redactor has not seen yet is told when the span ends, in the background.
+    told = attributes.request_attributes(method, shown_url if recorder.redact is None else None, server)
     span, _, span_id = recorder.start_span(attributes.attempt_name(method), SpanKind.CLIENT, parent, told, started_ns)
     attempt = Attempt(
         step,

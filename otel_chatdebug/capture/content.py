@@ -6,20 +6,19 @@ Made in the writer's thread, when it writes: the reading of JSON and the redacti
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_chatdebug.capture.kept import KEPT_BODY, KEPT_HEAD, Kept
 from otel_chatdebug.records import AttemptContent, ContentRank, Record
+from otel_chatdebug.redaction import UserRedactor
 from otel_chatdebug.wire import registry
 from otel_chatdebug.wire.sse import SSEDecoder
 
 if TYPE_CHECKING:
     from otel_chatdebug.capture.attempt import Attempt
-
-KEPT_BODY: Final = 4 * 1024 * 1024
-"""Bytes of a decoded body that are kept in memory, from its beginning. Enough for 50,000 characters of text that
-come in events of 300 bytes for each token; a body of 1 GB costs no more."""
 
 PARTIAL_INTERVAL: Final = 5_000_000_000
 """Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
@@ -35,15 +34,26 @@ MOST_HEADERS: Final = 200
 
 
 class Content:
-    """The content of one attempt, from one writing to the next. Used by the writer's thread only."""
+    """The content of one attempt, from one writing to the next.
 
-    __slots__ = ("_request", "_request_body", "_request_headers", "_told_request", "_updated_us", "_written_ns")
+    Used by the writer's thread and, where messages go onto spans, by the thread that ends those: what one of them has
+    read, the other need not read again. Nobody who takes the lock has the inbox's turn.
+    """
+
+    __slots__ = (
+        "_lock", "_request", "_request_body", "_request_headers", "_response", "_response_of", "_told_request",
+        "_updated_us", "_written_ns",
+    )  # fmt: skip
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._told_request = False
         self._request_headers: list[list[str]] | None = None
         self._request_body: str | None = None
         self._request: Any = None
+        self._response: tuple[str | None, Any] = (None, None)
+        self._response_of: tuple[int, bool] | None = None
+        """How many bytes `_response` was made of, and whether they were all."""
         self._updated_us = 0
         self._written_ns = 0
 
@@ -52,15 +62,14 @@ class Content:
         now = time_ns()
         if not final and self._written_ns and now - self._written_ns < PARTIAL_INTERVAL:
             return []
-        if not self._told_request:
-            self._told_request = True
-            self._read_request(attempt)
         kept = attempt.kept()
-        if kept:
+        if kept.total:
             self._written_ns = now
         recorder, step = attempt.recorder, attempt.step
         headers = attempt.response_headers
-        response_body, response = self._read_response(attempt, kept, final=final)
+        with self._lock:
+            request = self._read_request(attempt)
+            response_body, response = self._read_response(attempt, kept, final=final)
         self._updated_us = recorder.tick(self._updated_us)
         rank = ContentRank.COMPLETE if final else ContentRank.PARTIAL
         found: list[Record] = [
@@ -80,58 +89,91 @@ class Content:
         ]
         last = step.last_attempt
         if last is not None and last.id == attempt.id:
-            found.append(step.content(rank, self._request, response))
-            if step.run.learn_first_message(self._request):
+            found.append(step.content(rank, request, response))
+            if step.run.learn_first_message(request):
                 # With this batch: it may be the last one, and the run's own record may have been in an earlier one.
-                found.extend(step.run.records())
+                found.append(step.run.row())
         return found
 
-    def _read_request(self, attempt: Attempt) -> None:
-        redactor, request = attempt.recorder.redactor, attempt.request
-        self._request_headers = redactor.headers(_pairs(request.headers))
-        raw = _request_content(request)
-        if raw is None:
-            return
-        parsed = _load(raw)
-        if parsed is None:
-            self._request_body = redactor.body(raw, request.headers.get("content-type"))
-            return
-        self._request_body, unchanged = redactor.json_body(parsed)
-        self._request = registry.normalize_request(attempt.format, parsed, attempt.path)
-        if not unchanged:
-            self._request = redactor.json_value(self._request)
+    def messages(self, attempt: Attempt) -> tuple[Any, Any]:
+        """The normalised request and response of an attempt that is final, redacted; None where there is none."""
+        with self._lock:
+            request = self._read_request(attempt)
+            _, response = self._read_response(attempt, attempt.kept(), final=True)
+        return request, response
 
-    def _read_response(self, attempt: Attempt, kept: bytes, *, final: bool) -> tuple[str | None, Any]:
+    def _read_request(self, attempt: Attempt) -> Any:
+        if not self._told_request:
+            self._told_request = True
+            redactor, request = attempt.recorder.redactor, attempt.request
+            self._request_headers = redactor.headers(_pairs(request.headers))
+            raw = _request_content(request)
+            parsed = None if raw is None else _load(raw)
+            if raw is not None and parsed is None:
+                self._request_body = redactor.body(raw, request.headers.get("content-type"))
+            elif parsed is not None:
+                self._request_body, unchanged = redactor.json_body(parsed)
+                self._request = registry.normalize_request(attempt.format, parsed, request.url.path)
+                if not unchanged:
+                    self._request = redactor.json_value(self._request)
+        return self._request
+
+    def _read_response(self, attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None, Any]:
         """The body as it is kept in its row, and the normalised response."""
-        redactor = attempt.recorder.redactor
-        if not kept:
-            if attempt.bytes_received and not attempt.decoded:
-                coding = attempt.response_headers.get("content-encoding")
-                return f"[{attempt.bytes_received} bytes that cannot be decoded: {coding}]", None
-            return None, None
-        whole = final and len(kept) < KEPT_BODY
-        if attempt.reader is not None:
-            # Its texts come in fragments, so they are redacted when they are whole; and what there had to be taken out
-            # of them must not be read in the fragments either.
-            response = registry.assemble(attempt.format, _events(kept))
-            redacted = redactor.json_value(response)
-            harmless = redacted == response
-            body = redactor.body(kept, "text/event-stream", framed=True, complete=whole, fragments=harmless)
-            return body, redacted
-        parsed = _load(kept) if attempt.holds_json and len(kept) < KEPT_BODY else None
-        if parsed is None:
-            content_type = attempt.response_headers.get("content-type")
-            return redactor.body(kept, content_type, complete=whole), None
-        body, unchanged = redactor.json_body(parsed)
-        response = registry.normalize_response(attempt.format, parsed)
-        return body, response if unchanged else redactor.json_value(response)
+        of = (kept.total, final)
+        if self._response_of != of:
+            self._response = _response(attempt, kept, final=final)
+            self._response_of = of
+        return self._response
 
 
-def _events(kept: bytes) -> Iterator[tuple[str | None, bytes]]:
+def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None, Any]:
+    redactor = attempt.recorder.redactor
+    if not kept.total:
+        if attempt.bytes_received and not attempt.decoded:
+            coding = attempt.response_headers.get("content-encoding")
+            return f"[{attempt.bytes_received} bytes that cannot be decoded: {coding}]", None
+        return None, None
+    whole = final and kept.is_whole
+    if attempt.reader is not None:
+        # Its texts come in fragments, so they are redacted when they are whole; and what there had to be taken out
+        # of them must not be read in the fragments either.
+        response = registry.assemble(attempt.format, _events(kept))
+        redacted = redactor.json_value(response)
+        harmless = redacted == response and _has_nothing_to_add(attempt.recorder.redact, redacted)
+        head = kept.head(KEPT_HEAD)
+        if b"\n" not in head:
+            head = kept.whole()  # one event of several hundred kilobytes: an image, say
+        body = redactor.body(
+            head,
+            "text/event-stream",
+            framed=True,
+            complete=whole and len(head) == kept.total,
+            fragments=harmless,
+            total=kept.total,
+        )
+        return body, redacted
+    parsed = _load(kept.whole()) if attempt.holds_json and kept.is_whole else None
+    if parsed is None:
+        content_type = attempt.response_headers.get("content-type")
+        data = kept.whole() if kept.is_whole else kept.head(KEPT_HEAD)
+        return redactor.body(data, content_type, complete=whole, total=kept.total), None
+    body, unchanged = redactor.json_body(parsed)
+    response = registry.normalize_response(attempt.format, parsed)
+    return body, response if unchanged else redactor.json_value(response)
+
+
+def _has_nothing_to_add(redact: UserRedactor | None, response: Any) -> bool:
+    """Whether the application's own redactor leaves it as it is."""
+    return redact is None or redact.piece("normalized_response", response) == response
+
+
+def _events(kept: Kept) -> Iterator[tuple[str | None, bytes]]:
     """The events of a stream, some at a time: all of them at once take many times the memory of the body."""
     decoder = SSEDecoder()
-    for start in range(0, len(kept), EVENTS_SIZE):
-        yield from decoder.feed(kept[start : start + EVENTS_SIZE])
+    for piece in kept.pieces():
+        for start in range(0, len(piece), EVENTS_SIZE):
+            yield from decoder.feed(piece[start : start + EVENTS_SIZE])
 
 
 def _pairs(headers: Any) -> list[tuple[str, str]]:

@@ -44,9 +44,14 @@ class Target(Protocol):
 
 
 class Inbox:
-    """Events on their way to the live runs, steps and attempts. All methods may be called by any thread."""
+    """Events on their way to the live runs, steps and attempts. All methods may be called by any thread.
 
-    def __init__(self) -> None:
+    ``background``: what is deferred may take long (a redactor of the application's, messages on spans), so the inbox's
+    own thread performs it, and no thread of the application.
+    """
+
+    def __init__(self, *, background: bool = False) -> None:
+        self._background = background
         self._events: SimpleQueue[tuple[Target, Enum, int, Any]] = SimpleQueue()
         self._deferred: deque[Callable[[], None]] = deque()
         self._turn = threading.Lock()
@@ -97,6 +102,9 @@ class Inbox:
             finally:
                 self._owner = 0
                 self._turn.release()
+            if self._background and self._thread not in (None, threading.current_thread()):
+                self.wake()
+                return
             self._perform()
             wait = False
 
@@ -122,7 +130,8 @@ class Inbox:
         """Like ``settle(wait=True)``, and waits for what other threads are performing. False when that takes longer."""
         self.settle(wait=True)
         deadline = time.monotonic() + timeout
-        while self._performing - {get_ident()}:
+        me = get_ident()
+        while (self._background and self._deferred and me not in self._performing) or self._performing - {me}:
             if time.monotonic() > deadline:
                 return False
             time.sleep(FLUSH_POLL)

@@ -16,9 +16,10 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from opentelemetry.trace import Span, SpanContext, StatusCode
+from opentelemetry.trace import Span, SpanContext
 
 from otel_chatdebug import attributes
+from otel_chatdebug.pipeline import outgoing
 from otel_chatdebug.pipeline.recorder import Recorder
 from otel_chatdebug.records import Record, RunRecord
 from otel_chatdebug.status import RunKind, Status
@@ -177,15 +178,6 @@ class EndedAttempt:
         self.endpoint_label = attempt.endpoint_label
 
 
-def end_span(span: Span, given: dict[str, Any], status: Status, error: Any, end_time: int) -> None:
-    """Ends one of our spans with its outcome. Performed when the turn was given back: it is user code."""
-    if span.is_recording():
-        span.set_attributes(given)
-        if status is Status.ERROR:
-            span.set_status(StatusCode.ERROR, attributes.encodable((error or {}).get("message")) or None)
-    span.end(end_time)
-
-
 class LiveRun:
     """One run of this process, until it is finished and nobody can correct it any more."""
 
@@ -336,7 +328,7 @@ class LiveRun:
         self.recorder.open_runs.pop(self.id, None)
         if self.span is not None:
             given = attributes.run_attributes(self.record())
-            self.recorder.inbox.defer(partial(end_span, self.span, given, self.status, self.error, at))
+            self.recorder.inbox.defer(partial(self.recorder.end_span, self.span, given, self.status, self.error, at))
             self.span = None
         self.recorder.mark(self)
 
@@ -383,11 +375,15 @@ class LiveRun:
 
     def records(self) -> Sequence[Record]:
         """Called by the writer's thread."""
+        return outgoing.records(self.recorder.redact, [self.row()])
+
+    def row(self) -> RunRecord:
+        """The record for the tables. Called by the writer's thread."""
         record: RunRecord = self.recorder.inbox.reading(self.record)
         self._updated_us = record.updated_at = self.recorder.tick(self._updated_us)
         if self.first_message:
             record.summary["first_message"] = self.recorder.redactor.text(self.first_message)[:FIRST_MESSAGE_LIMIT]
-        return [record]
+        return record
 
     def learn_first_message(self, request: Any) -> bool:
         """The summary shows what the user said last in the first request, where the application did not say it.

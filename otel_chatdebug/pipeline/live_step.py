@@ -15,6 +15,7 @@ from typing import Any
 from opentelemetry.trace import Span, SpanContext
 
 from otel_chatdebug import attributes
+from otel_chatdebug.pipeline import outgoing
 from otel_chatdebug.pipeline.call_metrics import CallMetrics, call_metrics
 from otel_chatdebug.pipeline.live import (
     NORMAL_EXIT,
@@ -25,7 +26,6 @@ from otel_chatdebug.pipeline.live import (
     LiveRun,
     Said,
     ScopeEvent,
-    end_span,
 )
 from otel_chatdebug.pipeline.recorder import Recorder
 from otel_chatdebug.records import AttemptRank, ContentRank, Record, StepContent, StepRecord
@@ -228,7 +228,7 @@ class LiveStep:
             if self.span is not None:
                 given = self._span_attributes()
                 self.recorder.inbox.defer(
-                    partial(end_span, self.span, given, self.status, self.error, self.finished_ns)
+                    partial(self.recorder.end_span, self.span, given, self.status, self.error, self.finished_ns)
                 )
                 self.span = None
             if self.metrics is not None:
@@ -336,9 +336,10 @@ class LiveStep:
         """Called by the writer's thread."""
         record: StepRecord = self.recorder.inbox.reading(self.record)
         self._updated_us = record.updated_at = self.recorder.tick(self._updated_us)
-        if self.response is None:
-            return [record]
-        return [record, self.content(ContentRank.COMPLETE, None, None)]
+        found: list[Record] = [record]
+        if self.response is not None:
+            found.append(self.content(ContentRank.COMPLETE, None, None))
+        return outgoing.records(self.recorder.redact, found)
 
     def content(self, rank: ContentRank, request: Any, response: Any) -> StepContent:
         """The step's messages, from its last attempt or from ``finish``. Called by the writer's thread."""

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Tracer
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, StatusCode, Tracer
 
 from otel_chatdebug.attributes import SCHEMA_URL, encodable
+from otel_chatdebug.pipeline import outgoing
 from otel_chatdebug.pipeline.inbox import Inbox
 from otel_chatdebug.pipeline.permits import ALLOWED, REFUSED, Gate, Permit
 from otel_chatdebug.records import Record
-from otel_chatdebug.redaction import Redactor
+from otel_chatdebug.redaction import Redactor, UserRedactor
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.status import Status
 from otel_chatdebug.version import __version__
@@ -85,6 +86,7 @@ class Recorder:
         *,
         replica_id: str,
         redactor: Redactor,
+        redact: UserRedactor | None = None,
         tracer_provider: trace.TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         classify: Callable[[BaseException | None], Status],
@@ -94,11 +96,13 @@ class Recorder:
         self.sink = sink
         self.replica_id = replica_id
         self.redactor = redactor
+        self.redact = redact
+        """The application's own redactor."""
         self.classify = classify
         self.meter_provider = meter_provider
         """Of the metrics of calls; None: the global one."""
         self.service_name = service_name
-        self.inbox = Inbox()
+        self.inbox = Inbox(background=redact is not None)
         self.closed = False
         self.gate: Gate | None = None
         """Says which runs are recorded; None where all are."""
@@ -178,6 +182,16 @@ class Recorder:
             if not made.is_valid or made.span_id == parent.span_id:
                 return None, parent.trace_id or random.getrandbits(128), random.getrandbits(64)
         return span, made.trace_id, made.span_id
+
+    def end_span(self, span: Span, given: dict[str, Any], status: Status, error: Any, end_time: int) -> None:
+        """Ends one of our spans with its outcome. Performed when the turn was given back: it is user code."""
+        if span.is_recording():
+            if self.redact is not None:
+                given, error = outgoing.attributes(self.redact, given), self.redact.piece("error", error)
+            span.set_attributes(given)
+            if status is Status.ERROR:
+                span.set_status(StatusCode.ERROR, encodable((error or {}).get("message")) or None)
+        span.end(end_time)
 
     @staticmethod
     def tick(last: int) -> int:

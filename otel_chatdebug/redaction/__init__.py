@@ -11,10 +11,12 @@
 
 Nothing here raises; what fails on its own is redacted whole. Every pattern takes linear time, whatever the text. All
 functions are pure; any thread. What cannot be found: a secret of no known format in the middle of a message, and one
-that a model says in several chunks of a stream whose format is not known. For those there is the user's own redactor.
+that a model says in several chunks of a stream whose format is not known. For those there is the user's own redactor
+(`hook`).
 """
 
 from otel_chatdebug.redaction.bodies import Redactor
 from otel_chatdebug.redaction.formats import REDACTED
+from otel_chatdebug.redaction.hook import Redact, UserRedactor
 
-__all__ = ["REDACTED", "Redactor"]
+__all__ = ["REDACTED", "Redact", "Redactor", "UserRedactor"]

@@ -61,17 +61,20 @@ class Redactor(ValueRedactor):
         framed: bool = False,
         complete: bool = True,
         fragments: bool = True,
+        total: int | None = None,
     ) -> str | None:
         """A body as a text of at most ``limit`` bytes of UTF-8; None where there is none.
 
         ``framed``: it is a stream of lines (SSE, NDJSON), which are redacted one by one. ``complete``: no more will
         come; else an unfinished last line is left out for now. ``fragments``: False leaves out what the model says in
-        pieces, because there is a secret in the whole, which no piece shows by itself.
+        pieces, because there is a secret in the whole, which no piece shows by itself. ``total``: how many bytes there
+        were, where ``data`` is only the beginning.
         """
+        total = max(len(data), total or 0)
         try:
-            return self._body(data, content_type, limit, framed, complete, fragments) if data else None
+            return self._body(data, content_type, limit, framed, complete, fragments, total) if data else None
         except Exception:
-            return f"[REDACTED: {len(data)} bytes]"
+            return f"[REDACTED: {total} bytes]"
 
     def json_body(self, value: Any, *, limit: int = 50_000) -> tuple[str, bool]:
         """A parsed JSON body as `body` shows it, and whether redaction left all of it as it was.
@@ -85,23 +88,34 @@ class Redactor(ValueRedactor):
             return REDACTED, False
 
     def _body(
-        self, data: bytes, content_type: str | None, limit: int, framed: bool, complete: bool, fragments: bool
+        self,
+        data: bytes,
+        content_type: str | None,
+        limit: int,
+        framed: bool,
+        complete: bool,
+        fragments: bool,
+        total: int,
     ) -> str:
         media_type = (content_type or "").partition(";")[0].strip().lower()
         start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        missing = total - len(data)
         if framed or media_type in _LINES:
-            return _cut(*self._lines(data, limit, complete, fragments), limit)
+            if missing and (end := data.rfind(b"\n") + 1):  # the last line goes on in what is not there
+                missing, data = total - end, data[:end]
+            text, unseen = self._lines(data, limit, complete, fragments)
+            return _cut(text, unseen + missing, limit)
         is_json = media_type.endswith(("/json", "+json"))
         if is_json or start in (b"{", b"["):
-            if (text := self._json(data)) is not None:
-                return _cut(text, 0, limit)
+            if not missing and (text_of_json := self._json(data)) is not None:
+                return _cut(text_of_json, 0, limit)
             if is_json or start == b"{" or not media_type.startswith("text/"):
-                return _no_json(data)
+                return _no_json(total, "too long to be looked through" if missing else "no valid JSON")
         if media_type == "application/x-www-form-urlencoded":
-            return _cut("&".join(self._parameter(pair) for pair in _decode(data).split("&")), 0, limit)
+            return _cut("&".join(self._parameter(pair) for pair in _decode(data).split("&")), missing, limit)
         if _is_text(media_type, data):
-            return _cut(self._text(_decode(data)), 0, limit)
-        return f"[{len(data)} bytes of {keys_out(media_type)[:MAX_NAME]}]" if media_type else f"[{len(data)} bytes]"
+            return _cut(self._text(_decode(data)), missing, limit)
+        return f"[{total} bytes of {keys_out(media_type)[:MAX_NAME]}]" if media_type else f"[{total} bytes]"
 
     def _json(self, data: bytes) -> str | None:
         parsed = parse(_decode(data))
@@ -149,7 +163,7 @@ class Redactor(ValueRedactor):
             return prefix + self._text(text)
         parsed = parse(text)
         if parsed is NO_JSON:
-            return prefix + _no_json(text.encode("utf-8", "replace"))
+            return prefix + _no_json(len(text.encode("utf-8", "replace")))
         if not fragments:
             return prefix + dumps(_without_fragments(self._value(parsed, 0)))
         return prefix + (text if self._is_harmless(text) else dumps(self._value(parsed, 0)))
@@ -190,8 +204,8 @@ def _looks_like_json(text: str) -> bool:
     return text[:1] == "{" or (text[:1] == "[" and text.rstrip() != "[DONE]")
 
 
-def _no_json(data: bytes) -> str:
-    return f"[REDACTED: {len(data)} bytes that are no valid JSON]"
+def _no_json(size: int, why: str = "no valid JSON") -> str:
+    return f"[REDACTED: {size} bytes that are {why}]"
 
 
 def _decode(data: bytes) -> str:

@@ -20,7 +20,8 @@ from otel_chatdebug import lifecycle
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
 from otel_chatdebug.demo.answers import OpenAIChat
 from otel_chatdebug.pipeline.recorder import Recorder
-from otel_chatdebug.records import AttemptRecord, Record, RunRecord, StepRecord, merge
+from otel_chatdebug.records import AttemptContent, AttemptRecord, Record, RunRecord, StepContent, StepRecord, merge
+from otel_chatdebug.redaction import Redact
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.status import Status
 
@@ -86,6 +87,15 @@ class Recording:
         return self._of(AttemptRecord)
 
     @property
+    def contents(self) -> list[StepContent | AttemptContent]:
+        """Messages, headers and bodies."""
+        lifecycle.flush()
+        rows: list[Any] = [
+            row for kind in (StepContent, AttemptContent) for row in self._sink.rows.get(kind, {}).values()
+        ]
+        return rows
+
+    @property
     def run(self) -> RunRecord:
         """The only one."""
         (run,) = self.runs
@@ -145,6 +155,7 @@ def recording(
     classify: Callable[[BaseException | None], Status] | None = None,
     meter_provider: MeterProvider | None = None,
     is_enabled: Callable[[str | None, str | None], bool] | None = None,
+    redact: Redact | None = None,
     **settings: Any,
 ) -> Iterator[Recording]:
     """Records within the block, with both libraries instrumented. ``sdk=False``: there is only the API."""
@@ -160,6 +171,7 @@ def recording(
         meter_provider=meter_provider,
         classify=classify,
         is_enabled=is_enabled,
+        redact=redact,
         writer=sink,
     )
     assert recorder is not None

@@ -34,8 +34,9 @@ import otel_chatdebug as chatdebug
 from otel_chatdebug import attributes, faults, lifecycle
 from otel_chatdebug.capture import calls
 from otel_chatdebug.capture.attempt import DIGEST_SIZE, Attempt
-from otel_chatdebug.capture.content import KEPT_BODY, Content
+from otel_chatdebug.capture.content import Content
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
+from otel_chatdebug.capture.kept import KEPT_BODY
 from otel_chatdebug.demo.answers import AnthropicMessages, OpenAIChat, sse
 from otel_chatdebug.pipeline import inbox as inboxes
 from otel_chatdebug.pipeline.recorder import Recorder
