@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from opentelemetry import trace
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # untyped
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
@@ -41,6 +42,7 @@ def configure(
     secret_keys: tuple[str, ...] | None = None,
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
+    logger_provider: LoggerProvider | None = None,
     service_name: str | None = None,
     classify_error: Callable[[BaseException | None], Status] | None = None,
     is_enabled: Callable[[str | None, str | None], bool] | None = None,
@@ -52,7 +54,8 @@ def configure(
     All arguments are optional and go over the environment (see `otel_chatdebug.settings`). An SDK tracer provider that
     is there is joined (``tracer_provider``, else the global one); where there is none, a global one is made, with
     ``service_name``.
-    The metrics of calls go to ``meter_provider``, else to the global one, if there is one by then.
+    The metrics of calls go to ``meter_provider``, their events (where messages are asked for, see
+    `otel_chatdebug.pipeline.call_content`) to ``logger_provider``, else to the global ones.
     OTLP is on only where ``OTEL_TRACES_EXPORTER`` or an ``OTEL_EXPORTER_OTLP_*ENDPOINT`` says so. ``classify_error``
     replaces `otel_chatdebug.classify_error`. ``is_enabled(chat_id, owner_id)`` says whether a run is recorded, in place
     of the settings in the tables (and also where ``enabled`` is ``always``); it is called in a thread of ours, at most
@@ -92,6 +95,7 @@ def configure(
         settings,
         tracer_provider=tracer_provider,
         meter_provider=meter_provider,
+        logger_provider=logger_provider,
         classify=classify_error,
         is_enabled=ask,
         redact=redact,

@@ -19,6 +19,7 @@ from time import time_ns
 from typing import Any, Final
 
 from opentelemetry import trace
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
@@ -89,6 +90,7 @@ def arm(
     *,
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
+    logger_provider: LoggerProvider | None = None,
     classify: Callable[[BaseException | None], Status] | None = None,
     is_enabled: Ask | None = None,
     redact: Redact | None = None,
@@ -127,6 +129,7 @@ def arm(
             redact=None if redact is None else UserRedactor(redact),
             tracer_provider=tracer_provider,
             meter_provider=meter_provider,
+            logger_provider=logger_provider,
             classify=_guarded(classify or classify_error),
         )
         ask = is_enabled or (consent.asker(settings.database_url) if settings.enabled == OPT_IN else None)
@@ -350,6 +353,7 @@ def _after_fork_in_child() -> None:
         old.settings,
         tracer_provider=armed.provider,
         meter_provider=old.meter_provider,
+        logger_provider=old.logger_provider,
         classify=old.classify,
         is_enabled=armed.is_enabled,
         redact=None if old.redact is None else old.redact.redact,

@@ -46,6 +46,10 @@ MODEL_PATHS = (
 """Paths of the endpoints that generate: OpenAI and its many relatives, Anthropic, Gemini, Ollama, Bedrock."""
 
 
+CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
+"""What ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` may say."""
+
+
 def state_folder() -> Path:
     """The user's state folder for this package; the same for the application and the CLI. Not created here."""
     return Path(platformdirs.user_state_dir("otel-chatdebug", appauthor=False))
@@ -68,6 +72,14 @@ def _choice(*allowed: str) -> Callable[[str], str]:
         return value
 
     return parse
+
+
+def _content_mode(text: str) -> str:
+    value = text.strip().upper()
+    value = {"TRUE": "SPAN_AND_EVENT", "FALSE": "NO_CONTENT"}.get(value, value)
+    if value not in CONTENT_MODES:
+        raise BadValue(f"one of {', '.join(CONTENT_MODES)}, true, false")
+    return value
 
 
 def _number(minimum: float, what: str) -> Callable[[str], float]:
@@ -210,6 +222,13 @@ class Settings:
         "What opens the web page. It is shown nowhere.",
         "a new one at each start",
     )
+    capture_content: Literal["NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT"] = _setting(
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
+        "NO_CONTENT",
+        _content_mode,
+        "The standard switch for messages on spans (`SPAN_ONLY`), in events (`EVENT_ONLY`) or both (`SPAN_AND_EVENT`). "
+        "Of its older form, `true` is both. The tables have them either way.",
+    )
     sdk_disabled: bool = _setting(
         "OTEL_SDK_DISABLED",
         False,
@@ -243,6 +262,16 @@ class Settings:
     def recording(self) -> bool:
         """Whether anything is recorded at all."""
         return self.enabled != NEVER and not self.sdk_disabled
+
+    @property
+    def content_on_spans(self) -> bool:
+        """Whether spans get messages."""
+        return self.capture_content in ("SPAN_ONLY", "SPAN_AND_EVENT")
+
+    @property
+    def content_in_events(self) -> bool:
+        """Whether calls are told as events with their messages."""
+        return self.capture_content in ("EVENT_ONLY", "SPAN_AND_EVENT")
 
     @property
     def wants_otlp(self) -> bool:

@@ -32,7 +32,7 @@ from otel_chatdebug.capture.attempt import Attempt
 from otel_chatdebug.capture.failures import Retries
 from otel_chatdebug.capture.states import Event
 from otel_chatdebug.faults import fault
-from otel_chatdebug.pipeline.call_metrics import counted_elsewhere
+from otel_chatdebug.pipeline.call_metrics import told_elsewhere
 from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, ScopeEvent
 from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.opening import (
@@ -274,8 +274,8 @@ def _begin(
     if call.provider is None:
         call.provider = PROVIDER_BY_HOST.get(url.host) or format.provider
     step, parent = _step_for(recorder, context, call, scope, format, facts)
-    if step.metrics is not None and counted_elsewhere(trace.get_current_span(context)):
-        step.metrics = None
+    if (step.metrics is not None or step.in_events) and told_elsewhere(trace.get_current_span(context)):
+        step.metrics, step.in_events = None, False
     _learn(step, call, facts)
     server = attributes.server_of(url.scheme, url.host, url.port)
     step.options.update(server)

@@ -175,10 +175,14 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class h
         return tuple(item for item in _instruments_any if item.split()[0] == self.library)
 
     def _instrument(self, **kwargs: Any) -> None:
-        """``tracer_provider`` and ``meter_provider``: whose spans and metrics to make; default: the global ones."""
+        """``tracer_provider``, ``meter_provider``, ``logger_provider``: where spans, metrics and events go.
+
+        Default: the global ones.
+        """
         lifecycle.arm(
             tracer_provider=kwargs.get("tracer_provider"),
             meter_provider=kwargs.get("meter_provider"),
+            logger_provider=kwargs.get("logger_provider"),
         )
         name = self.library
         _wanted.add(name)

@@ -125,8 +125,8 @@ def call_metrics(provider: MeterProvider | None) -> CallMetrics | None:
     return found
 
 
-def counted_elsewhere(span: Any) -> bool:
-    """Whether ``span`` is a GenAI span of an OpenTelemetry instrumentation, which records the metrics of its call."""
+def told_elsewhere(span: Any) -> bool:
+    """Whether ``span`` is a GenAI span of an OpenTelemetry instrumentation: it has metrics and events of its own."""
     scope = getattr(span, "instrumentation_scope", None)
     given = getattr(span, "attributes", None)
     return bool(scope and given and scope.name.startswith(OWN_METRICS) and OPERATION_NAME in given)

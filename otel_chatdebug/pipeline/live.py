@@ -152,6 +152,9 @@ class AttemptView(Protocol):
     def gaps_ns(self) -> Sequence[int] | None:
         """Nanoseconds between the chunks of a stream, where a metric is made of them."""
 
+    def messages(self) -> tuple[Any, Any]:
+        """Its normalised request and response, once it is final. Takes long; not while folding."""
+
     def run_left(self, at: int) -> None: ...
 
     def settled(self, at: int) -> None: ...

@@ -15,7 +15,7 @@ from typing import Any
 from opentelemetry.trace import Span, SpanContext
 
 from otel_chatdebug import attributes
-from otel_chatdebug.pipeline import outgoing
+from otel_chatdebug.pipeline import call_content, outgoing
 from otel_chatdebug.pipeline.call_metrics import CallMetrics, call_metrics
 from otel_chatdebug.pipeline.live import (
     NORMAL_EXIT,
@@ -37,12 +37,12 @@ class LiveStep:
     """One logical model call of this process, until its outcome is final."""
 
     __slots__ = (
-        "__weakref__", "_attempt_count", "_attempts", "_content_us", "_exit", "_left_ns", "_request", "_said",
-        "_said_usage", "_scope_open", "_updated_us", "assistant_message_id", "attempt_numbers", "chat_id", "error",
-        "explicit", "final", "finished_ns", "history_tip_message_id", "id", "last_attempt", "metadata", "metrics",
-        "model", "number", "operation", "operation_name", "options", "permit", "provider", "queued", "recorder",
-        "response", "run", "run_hold", "shared", "span", "span_context", "span_id", "started_ns", "status", "told",
-        "trace_id", "usage", "watch",
+        "__weakref__", "_attempt_count", "_attempts", "_content_us", "_exit", "_left_ns", "_messages", "_request",
+        "_said", "_said_usage", "_scope_open", "_updated_us", "assistant_message_id", "attempt_numbers", "chat_id",
+        "error", "explicit", "final", "finished_ns", "history_tip_message_id", "id", "in_events", "last_attempt",
+        "metadata", "metrics", "model", "number", "operation", "operation_name", "options", "permit", "provider",
+        "queued", "recorder", "response", "run", "run_hold", "shared", "span", "span_context", "span_id",
+        "started_ns", "status", "told", "trace_id", "usage", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +106,8 @@ class LiveStep:
         """The attributes that its span was started with."""
         self.metrics = call_metrics(recorder.meter_provider)
         """Where its duration and its tokens are counted; None where nobody does, or somebody else."""
+        self.in_events = recorder.settings.content_in_events
+        """Whether an event tells it with its messages; not where somebody else does."""
         self.options: dict[str, Any] = {}
         """``gen_ai.request.*`` and ``server.*`` attributes of the last request."""
         self._attempts: dict[str, AttemptView] = {}
@@ -117,6 +119,7 @@ class LiveStep:
         self._said_usage: dict[str, int] = {}
         self._updated_us = 0
         self._content_us = 0
+        self._messages: tuple[Any, Any] = (None, None)  # of the last attempt; whoever performs what is deferred
         self._request: Any = None  # the last normalised request; the writer's thread only
 
     # -- folding
@@ -155,6 +158,8 @@ class LiveStep:
             self._learn(attempt.facts)
             if attempt.final:
                 self.last_attempt = EndedAttempt(attempt)
+                if self._tells_content:
+                    self.recorder.inbox.defer(partial(self._read_messages, attempt))
         if attempt.final and attempt.gaps_ns and self.metrics is not None:
             given = self._metric_attributes()
             self.recorder.inbox.defer(partial(self.metrics.chunks_came, given, attempt.gaps_ns, self.span_context))
@@ -225,15 +230,27 @@ class LiveStep:
             self.final = True
             self.watch = None  # it refers back to us
             self.recorder.open_steps.pop(self.id, None)
-            if self.span is not None:
-                given = self._span_attributes()
-                self.recorder.inbox.defer(
-                    partial(self.recorder.end_span, self.span, given, self.status, self.error, self.finished_ns)
-                )
-                self.span = None
+            self._tell(self.finished_ns)
             if self.metrics is not None:
                 self._count(self.metrics, self.finished_ns)
         self.run.step_changed(self, at)
+
+    def _tell(self, finished_ns: int) -> None:
+        """Has the span ended, and the event emitted."""
+        inbox, span = self.recorder.inbox, self.span
+        if self.in_events:
+            everything = self._span_attributes(told={})
+            inbox.defer(partial(self._emit, everything, finished_ns))
+        if span is not None:
+            given = self._span_attributes(told=self.told)
+            if self.recorder.settings.content_on_spans:
+                inbox.defer(partial(self._add_content, given))
+            inbox.defer(partial(self.recorder.end_span, span, given, self.status, self.error, finished_ns))
+            self.span = None
+
+    @property
+    def _tells_content(self) -> bool:
+        return self.in_events or (self.span is not None and self.recorder.settings.content_on_spans)
 
     def _count(self, metrics: CallMetrics, finished_ns: int) -> None:
         ended = partial(
@@ -262,7 +279,7 @@ class LiveStep:
             return last.status, last.error
         return Status.COMPLETED, None
 
-    def _span_attributes(self) -> dict[str, Any]:
+    def _span_attributes(self, *, told: dict[str, Any]) -> dict[str, Any]:
         more, waited = self.options, self._to_first_chunk
         if waited is not None:
             more = {**more, attributes.TIME_TO_FIRST_CHUNK: waited}
@@ -271,11 +288,38 @@ class LiveStep:
             operation_name=self.operation_name,
             attempts=self._attempt_count,
             more=more,
-            told=self.told,
+            told=told,
         )
 
     def _metric_attributes(self) -> dict[str, Any]:
         return attributes.metric_attributes(self, operation_name=self.operation_name, server=self.options)
+
+    # -- performed when the turn was given back
+
+    def _read_messages(self, attempt: AttemptView) -> None:
+        self._messages = attempt.messages()
+
+    def _content(self) -> tuple[Any, Any]:
+        """What is told of the messages; nothing of a run that is not recorded."""
+        if self.permit.allowed is not True:
+            return None, None
+        request, response = self._messages
+        if self.response is not None:
+            response = self.recorder.redactor.json_value(self.response)
+        redact = self.recorder.redact
+        if redact is not None:
+            request, response = (
+                redact.piece("normalized_request", request),
+                redact.piece("normalized_response", response),
+            )
+        return request, response
+
+    def _add_content(self, given: dict[str, Any]) -> None:
+        given.update(call_content.attributes(*self._content(), structured=False))
+
+    def _emit(self, given: dict[str, Any], finished_ns: int) -> None:
+        content = call_content.attributes(*self._content(), structured=True)
+        call_content.emit(self.recorder.logger_provider, given, content, self.span_context, finished_ns)
 
     # -- looking
 

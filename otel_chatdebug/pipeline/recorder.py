@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import trace
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, StatusCode, Tracer
@@ -89,6 +90,7 @@ class Recorder:
         redact: UserRedactor | None = None,
         tracer_provider: trace.TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
         classify: Callable[[BaseException | None], Status],
         service_name: str | None = None,
     ) -> None:
@@ -101,8 +103,12 @@ class Recorder:
         self.classify = classify
         self.meter_provider = meter_provider
         """Of the metrics of calls; None: the global one."""
+        self.logger_provider = logger_provider
+        """Of the events with their messages, where they are asked for; None: the global one."""
         self.service_name = service_name
-        self.inbox = Inbox(background=redact is not None)
+        # Reading messages takes long, and a redactor of the application's may.
+        slow = redact is not None or settings.content_on_spans or settings.content_in_events
+        self.inbox = Inbox(background=slow)
         self.closed = False
         self.gate: Gate | None = None
         """Says which runs are recorded; None where all are."""

@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import httpx
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -155,6 +156,7 @@ def recording(
     classify: Callable[[BaseException | None], Status] | None = None,
     meter_provider: MeterProvider | None = None,
     is_enabled: Callable[[str | None, str | None], bool] | None = None,
+    logger_provider: LoggerProvider | None = None,
     redact: Redact | None = None,
     **settings: Any,
 ) -> Iterator[Recording]:
@@ -169,6 +171,7 @@ def recording(
         Settings.load(**settings),
         tracer_provider=provider,
         meter_provider=meter_provider,
+        logger_provider=logger_provider,
         classify=classify,
         is_enabled=is_enabled,
         redact=redact,
