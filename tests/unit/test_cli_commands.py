@@ -212,7 +212,7 @@ class TestDbUpgrade:
 
 class TestInfo:
     def test_says_what_is_there(self, filled: str, chatdebug_home: Path) -> None:
-        output = invoke("info").output
+        output = invoke("info", COLUMNS="250").output  # so that nothing is wrapped
         assert re.search(rf"File +{chatdebug_home}/chatdebug.db", output)
         assert re.search(rf"Schema +{migrations.head()} \(the newest\)", output)
         assert re.search(r"Runs +2 \(1 completed, 1 in_progress\)", output)

@@ -20,7 +20,15 @@ from otel_chatdebug.scopes import Run
 from otel_chatdebug.settings import Settings
 from tests.support.markdown import ROOT, anchors, blocks, links
 
-PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/why.md", "docs/frameworks.md"]
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/why.md",
+    "docs/frameworks.md",
+    "docs/secrets.md",
+    "docs/telemetry.md",
+]
 
 STANDARD_VARIABLES = {
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
