@@ -318,6 +318,8 @@ class LiveStep:
         given.update(call_content.attributes(*self._content(), structured=False))
 
     def _emit(self, given: dict[str, Any], finished_ns: int) -> None:
+        if self.permit.allowed is not True:
+            return
         content = call_content.attributes(*self._content(), structured=True)
         call_content.emit(self.recorder.logger_provider, given, content, self.span_context, finished_ns)
 

@@ -228,6 +228,24 @@ def test_the_redactor_of_the_application_sees_it(events: Events) -> None:
     assert "hunter2" not in shown
 
 
+def test_a_run_that_is_refused_tells_no_messages(events: Events) -> None:
+    """Whoever has not asked for being recorded has not asked for their messages in traces either."""
+    with recording(
+        logger_provider=events.provider,
+        capture_content="SPAN_AND_EVENT",
+        enabled="opt_in",
+        is_enabled=lambda chat_id, owner_id: chat_id == "mine",
+    ) as recorded:
+        for chat_id in ("mine", "yours"):
+            with chatdebug.run(chat_id=chat_id), chatdebug.step() as step:
+                call()
+                step.finish(response="Hello!")
+        told = [dict(span.attributes or {}) for span in recorded.spans.values()]
+    by_chat = {one["gen_ai.conversation.id"]: CONTENT & one.keys() for one in told if one["chatdebug.record"] == "step"}
+    assert {chat_id: bool(found) for chat_id, found in by_chat.items()} == {"mine": True, "yours": False}
+    assert [event.attributes["gen_ai.conversation.id"] for event in events.records] == ["mine"]
+
+
 @pytest.mark.parametrize("garbage", [None, 7, "text", [], {}, {"messages": 7}, {"messages": [None, 7, {"parts": [7]}]}])
 def test_any_shape_is_taken(garbage: Any) -> None:
     """What an application hands to `finish` may be anything."""
