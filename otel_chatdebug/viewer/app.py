@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.tables import queries
-from otel_chatdebug.viewer import auth, lists, live
+from otel_chatdebug.viewer import auth, content, deletion, export, lists, live, run_page
 from otel_chatdebug.viewer.auth import Access, Allow, Hosts, Shield, TokenRequired
 from otel_chatdebug.viewer.rendering import page, problem, wants_html
 from otel_chatdebug.viewer.store import Store, Unavailable, sentence
@@ -70,7 +70,14 @@ def make_app(settings: Settings, access: Access, hosts: Hosts | None) -> Starlet
         yield
         store.close()
 
-    opened: list[BaseRoute] = [*lists.ROUTES, *live.ROUTES]
+    opened: list[BaseRoute] = [
+        *lists.ROUTES,
+        *run_page.ROUTES,
+        *deletion.ROUTES,
+        *export.ROUTES,  # before the bodies, whose paths look alike
+        *content.ROUTES,
+        *live.ROUTES,
+    ]
     app = Starlette(
         routes=[
             Route("/login", login, methods=["POST"]),

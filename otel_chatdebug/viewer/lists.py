@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from otel_chatdebug.cli import durations
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import queries
 from otel_chatdebug.tables.queries import RunFilter
@@ -24,9 +25,6 @@ IDLE = 30.0
 
 SPANS = {"1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", "30d": "last 30 days"}
 """What the filter for time offers."""
-
-_AGO = re.compile(r"(\d{1,6})([mhd])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 WHERE = {
     queries.Where.HEADERS: "waiting for the answer's headers",
@@ -111,10 +109,9 @@ def moment(text: str | None, now: datetime) -> datetime | None:
     """``2h`` (ago), or an ISO time, in UTC where it names no zone. Raises `ValueError` with a sentence."""
     if text is None:
         return None
-    ago = _AGO.fullmatch(text.strip())
+    with contextlib.suppress(ValueError):
+        return now - timedelta(seconds=durations.parse(text))
     try:
-        if ago:
-            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         then = datetime.fromisoformat(text.strip())
         return then if then.tzinfo else then.replace(tzinfo=UTC)
     except (ValueError, OverflowError):

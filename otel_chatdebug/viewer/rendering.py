@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -48,7 +48,6 @@ def utc(value: str | None) -> str:
 environment = Environment(
     loader=PackageLoader("otel_chatdebug.viewer"),
     autoescape=True,
-    undefined=StrictUndefined,
     finalize=_finalize,
     trim_blocks=True,
     lstrip_blocks=True,

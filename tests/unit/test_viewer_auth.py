@@ -188,7 +188,7 @@ def test_every_response_tells_the_browser_to_trust_nothing_but_our_files(served:
         assert "unsafe" not in policy
         assert "require-trusted-types-for 'script'" in policy
         assert response.headers["x-content-type-options"] == "nosniff"
-        assert response.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["referrer-policy"] == "same-origin"
         assert response.headers["cache-control"] == ("no-cache" if "static" in path else "no-store")
         assert "<script>" not in response.text
         assert not re.search(r"\son\w+=|\sstyle=", response.text)

@@ -97,7 +97,10 @@ export function start() {
   // A link to a step opens it.
   document.addEventListener("click", (event) => {
     const hash = event.target.closest("a[data-opens]")?.hash;
-    if (hash) openAt(hash);
+    if (!hash || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    history.replaceState(null, "", hash);
+    openAt(hash);
   });
   if (location.hash) openAt(location.hash);
   look();

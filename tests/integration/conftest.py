@@ -1,0 +1,23 @@
+"""Fixtures of what needs processes and servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.backends import required
+from tests.support.browser import BrowserMissing, chromium
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A running Chromium: Playwright's ``Browser``."""
+    try:
+        with chromium() as running:
+            yield running
+    except BrowserMissing as missing:
+        if required():
+            pytest.fail(f"CHATDEBUG_REQUIRE_BACKENDS is set, but: {missing}")
+        pytest.skip(f"no browser: {missing}")
