@@ -34,14 +34,15 @@ SHORTEST_STALE_AFTER = 0.1
 """Heartbeats are transactions; more than some tens a second for each process would be a load."""
 
 MODEL_PATHS = (
-    r"/chat/completions$"
+    r"/(?:chat|agents|fim)/completions$"
     r"|/v1/completions$"
     r"|/responses$"
     r"|/v1/messages$|/messages$"
     r"|/embeddings$"
     r"|:(?:stream)?[gG]enerateContent$|:embedContent$|:batchEmbedContents$"
+    r"|/publishers/[^/]+/models/(?!count-tokens)[^/:]+:(?:predict|rawPredict|streamRawPredict)$"
     r"|/api/(?:chat|generate|embed)$"
-    r"|/model/[^/]+/(?:invoke|converse)(?:-with-response-stream|-stream)?$"
+    r"|/model/.+/(?:invoke|converse)(?:-with-response-stream|-stream)?$"
 )
 """Paths of the endpoints that generate: OpenAI and its many relatives, Anthropic, Gemini, Ollama, Bedrock."""
 

@@ -226,9 +226,10 @@ class Attempt:
         self._emit_headers()
 
     def _emit_headers(self) -> None:
-        if registry.is_framed(self.response_headers.get("content-type")):
+        framing = registry.framing(self.response_headers.get("content-type"))
+        if framing is not None:
             # Made before the first chunk can come: whoever digests that one must find it.
-            self.reader = registry.StreamReader(self.format)
+            self.reader = registry.StreamReader(self.format, framing)
             self.emit(Event.STREAM_HEADERS)
         else:
             self.emit(Event.BODY_HEADERS)
@@ -364,8 +365,9 @@ class Attempt:
         """A body may show by its first bytes that it is framed, whatever its content type says."""
         before = self._kept.whole()
         first = before + data[:FIRST_BYTES]
-        if registry.is_framed(None, first, requested_stream=True):
-            self.reader = registry.StreamReader(self.format)
+        framing = registry.framing_by_start(self.format, first)
+        if framing is not None:
+            self.reader = registry.StreamReader(self.format, framing)
             self.reader.feed(before)
         self._may_be_framed = self.reader is None and len(first) < FIRST_BYTES
 
@@ -506,7 +508,7 @@ class Attempt:
             return True
         if self.reader is not None:
             # Where it cannot be looked into, nobody knows of a terminal event: its end is the end.
-            ends_by_itself = not self.format.has_terminal or not self._legible
+            ends_by_itself = self.reader.may_have_ended or not self._legible
             return self.facts.terminal or (self.end_of_body_ns is not None and ends_by_itself)
         if self._content_length is not None:
             return self.bytes_received >= self._content_length

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,16 +14,12 @@ from otel_chatdebug.capture.kept import KEPT_BODY, KEPT_HEAD, Kept
 from otel_chatdebug.records import AttemptContent, ContentRank, Record
 from otel_chatdebug.redaction import UserRedactor
 from otel_chatdebug.wire import registry
-from otel_chatdebug.wire.sse import SSEDecoder
 
 if TYPE_CHECKING:
     from otel_chatdebug.capture.attempt import Attempt
 
 PARTIAL_INTERVAL: Final = 5_000_000_000
 """Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
-
-EVENTS_SIZE: Final = 64 * 1024
-"""Bytes of a stream that are taken apart at a time."""
 
 HEADER_LIMIT: Final = 8 * 1024
 """Characters of a header's value that are kept: what servers usually take of all headers together."""
@@ -135,17 +130,18 @@ def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None,
             return f"[{attempt.bytes_received} bytes that cannot be decoded: {coding}]", None
         return None, None
     whole = final and kept.is_whole
-    if attempt.reader is not None:
+    reader = attempt.reader
+    if reader is not None:
         # Its texts come in fragments, so they are redacted when they are whole; and what there had to be taken out
         # of them must not be read in the fragments either.
-        response = registry.assemble(attempt.format, _events(kept))
+        response = registry.response_so_far(reader, kept.pieces())
         redacted = redactor.json_value(response)
         harmless = redacted == response and _has_nothing_to_add(attempt.recorder.redact, redacted)
         head = kept.head(KEPT_HEAD)
         if b"\n" not in head:
             head = kept.whole()  # one event of several hundred kilobytes: an image, say
         body = redactor.body(
-            head,
+            reader.framing.text(head),
             "text/event-stream",
             framed=True,
             complete=whole and len(head) == kept.total,
@@ -166,14 +162,6 @@ def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None,
 def _has_nothing_to_add(redact: UserRedactor | None, response: Any) -> bool:
     """Whether the application's own redactor leaves it as it is."""
     return redact is None or redact.piece("normalized_response", response) == response
-
-
-def _events(kept: Kept) -> Iterator[tuple[str | None, bytes]]:
-    """The events of a stream, some at a time: all of them at once take many times the memory of the body."""
-    decoder = SSEDecoder()
-    for piece in kept.pieces():
-        for start in range(0, len(piece), EVENTS_SIZE):
-            yield from decoder.feed(piece[start : start + EVENTS_SIZE])
 
 
 def _pairs(headers: Any) -> list[tuple[str, str]]:

@@ -26,22 +26,31 @@ from otel_chatdebug.wire.reading import (
 )
 from otel_chatdebug.wire.types import Facts, RequestFacts, Usage, WireError
 
+_MODEL = re.compile(r"/models/([^/:]+):")
+
+
+def model_of(path: str) -> str | None:
+    """The model in ``.../publishers/anthropic/models/MODEL:rawPredict``."""
+    match = _MODEL.search(path)
+    return name(match[1]) if match else None
+
 
 class AnthropicMessages:
-    """``POST .../messages``."""
+    """``POST .../messages``; at Vertex AI the path names the model."""
 
     name = "anthropic.messages"
     provider = "anthropic"
     operation = "chat"
     has_terminal = True
-    path = re.compile(r"/messages/?$")
+    lines = False
+    path = re.compile(r"/messages/?$|/publishers/anthropic/models/(?!count-tokens)[^/:]+:(?:streamR|r)awPredict$")
     # In a text that the model writes the quotes are escaped, so this finds only the structure.
     markers = re.compile(rb'"type":\s*"(?:message_(?:start|delta|stop)|error)"')
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
         return RequestFacts(
-            model=name(body.get("model")),
+            model=name(body.get("model")) or model_of(path),
             stream=body.get("stream") is True,
             options=request_options(body),
         )
@@ -86,6 +95,7 @@ class AnthropicMessages:
             body,
             messages,
             ("system", "messages", "tools", "tool_choice"),
+            model=name(body.get("model")) or model_of(path),
             tools=[shapes.tool(tool, "input_schema") for tool in shapes.listed(body.get("tools"))],
             tool_choice=shapes.tool_choice(body.get("tool_choice")),
         )

@@ -65,6 +65,13 @@ class Budgets:
         self.said = Budget.streamed()
         self.reasoning = Budget.streamed()
 
+    @classmethod
+    def whole(cls) -> Budgets:
+        """For a response that did not stream: each part is bounded by itself."""
+        budgets = cls()
+        budgets.said = budgets.reasoning = Budget()
+        return budgets
+
 
 class Draft:
     """One message of a stream, as its pieces come in. Its parts stand in the order in which they began."""

@@ -15,8 +15,10 @@ from otel_chatdebug.blobs import decoded_length
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Draft, Text
 from otel_chatdebug.wire.reading import (
+    add,
     count,
     error_from_body,
+    first_count,
     items,
     loads,
     mapping,
@@ -37,7 +39,8 @@ class OpenAIChat:
     provider = "openai"
     operation = "chat"
     has_terminal = True
-    path = re.compile(r"/(?:chat|agents)/completions/?$")
+    lines = False
+    path = re.compile(r"/(?:chat|agents)/completions/?$|/publishers/mistralai/models/[^/:]+:(?:streamR|r)awPredict$")
     # One literal to start with keeps the scan at C speed (an alternation over the whole is four times slower).
     # [DONE] needs no mark here: events that short are always read.
     markers = re.compile(rb'"(?:finish_reason":\s*"|usage":\s*\{|error"(?!\s*:\s*null))')
@@ -167,6 +170,9 @@ class _Choice:
             data = audio.get("data")
             self._audio += decoded_length(data) if isinstance(data, str) else 0
             self._spoken.add(audio.get("transcript"))
+        for detail in items(delta.get("reasoning_details")):  # OpenRouter; what can be read stands in `reasoning`, too
+            if mapping(detail).get("type") == "reasoning.encrypted":
+                draft.part(shapes.encrypted_reasoning_part())
         for key, value in delta.items():
             if key not in _KNOWN_DELTA and value not in (None, "", [], {}):
                 draft.also(key, value)
@@ -204,7 +210,7 @@ class _Choice:
 
 
 _TEXT_DELTA = frozenset({"role", "content", "reasoning_content", "reasoning"})
-_KNOWN_DELTA = _TEXT_DELTA | {"refusal", "tool_calls", "function_call", "images", "audio"}
+_KNOWN_DELTA = _TEXT_DELTA | {"refusal", "tool_calls", "function_call", "images", "audio", "reasoning_details"}
 _KNOWN_MESSAGE = _KNOWN_DELTA | {"tool_call_id", "name"}
 
 
@@ -212,15 +218,20 @@ def _usage(usage: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     prompt = mapping(usage.get("prompt_tokens_details"))
-    completion = mapping(usage.get("completion_tokens_details"))
     input_tokens = count(usage.get("prompt_tokens"))
     output_tokens = count(usage.get("completion_tokens"))
+    reasoning = count(mapping(usage.get("completion_tokens_details")).get("reasoning_tokens"))
+    given = count(usage.get("total_tokens"))
+    if reasoning and given is not None and given == add(input_tokens, output_tokens, reasoning):
+        output_tokens = add(output_tokens, reasoning)  # xAI counts them beside each other, as its total shows
     return Usage(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        total_tokens=total(usage.get("total_tokens"), input_tokens, output_tokens),
-        reasoning_tokens=count(completion.get("reasoning_tokens")),
-        cache_read_tokens=count(prompt.get("cached_tokens")),
+        total_tokens=total(given, input_tokens, output_tokens),
+        reasoning_tokens=reasoning,
+        cache_read_tokens=first_count(
+            prompt.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens")
+        ),
         cache_creation_tokens=count(prompt.get("cache_write_tokens")),
     )
 

@@ -30,6 +30,8 @@ class OpenAIEmbeddings(OpenAIChat):
 
     def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
         """Nothing: embeddings do not stream."""
+        for _ in events:
+            pass
         return None
 
     def normalize_response(self, body: Any) -> dict[str, Any] | None:

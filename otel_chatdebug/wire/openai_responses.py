@@ -44,6 +44,7 @@ class OpenAIResponses:
     provider = "openai"
     operation = "chat"
     has_terminal = True
+    lines = False
     path = re.compile(r"/responses/?$")
     # In a text that the model writes the quotes are escaped, so this finds only the structure.
     markers = re.compile(rb'"type":\s*"(?:response\.(?:created|completed|incomplete|failed|cancelled)|error)"')

@@ -54,6 +54,11 @@ def count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+def first_count(*values: Any) -> int | None:
+    """The first that is a number of tokens."""
+    return next((known for value in values if (known := count(value)) is not None), None)
+
+
 def add(*counts: int | None) -> int | None:
     """The sum of what is known; None when the first is not known."""
     return None if counts[0] is None else sum(value or 0 for value in counts)

@@ -12,15 +12,37 @@ from typing import Any, Protocol
 
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.anthropic import AnthropicMessages
+from otel_chatdebug.wire.bedrock import BedrockConverse
+from otel_chatdebug.wire.event_stream import AWS_EVENT_STREAM
+from otel_chatdebug.wire.framing import JSON_ARRAY, NDJSON, SSE, Framing, events
+from otel_chatdebug.wire.gemini import Gemini
+from otel_chatdebug.wire.gemini_embeddings import GeminiEmbeddings
+from otel_chatdebug.wire.guessing import BedrockInvoke, Guess, Speaker
+from otel_chatdebug.wire.ollama import OllamaChat, OllamaEmbeddings, OllamaGenerate
 from otel_chatdebug.wire.openai_chat import OpenAIChat
 from otel_chatdebug.wire.openai_completions import OpenAICompletions
 from otel_chatdebug.wire.openai_embeddings import OpenAIEmbeddings
 from otel_chatdebug.wire.openai_responses import OpenAIResponses
-from otel_chatdebug.wire.reading import error_from_body, loads, name
-from otel_chatdebug.wire.sse import CR, Event, Framer, parse_block
+from otel_chatdebug.wire.reading import error_from_body, loads
+from otel_chatdebug.wire.sse import CR, Event, parse_block
+from otel_chatdebug.wire.sse import Framer as SSEFramer
 from otel_chatdebug.wire.types import Facts, RequestFacts
 
-__all__ = ["FORMATS", "FRAMED_TYPES", "Format", "StreamReader", "error_from_body", "find", "generic", "is_framed"]
+__all__ = [
+    "FORMATS",
+    "FRAMINGS",
+    "Format",
+    "StreamReader",
+    "assemble",
+    "error_from_body",
+    "find",
+    "framing",
+    "framing_by_start",
+    "generic",
+    "normalize_request",
+    "normalize_response",
+    "response_so_far",
+]
 
 
 class Format(Protocol):
@@ -44,6 +66,10 @@ class Format(Protocol):
     @property
     def has_terminal(self) -> bool:
         """Whether a whole stream ends with an event that says so."""
+
+    @property
+    def lines(self) -> bool:
+        """Whether its streams are lines of JSON, so that they are known by their first byte, whatever their type."""
 
     @property
     def path(self) -> re.Pattern[str]:
@@ -76,54 +102,23 @@ class Format(Protocol):
         """A body that is not streamed in the shape of `otel_chatdebug.wire.shapes`."""
 
 
-class Generic:
-    """What can be said of a model call whose format is not known: its errors, and a model where one is named."""
-
-    name = "generic"
-    provider = "unknown"
-    operation = "chat"
-    has_terminal = False
-    path = re.compile("")
-    markers = re.compile(rb'"error"(?!\s*:\s*null)')
-
-    def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
-        """The model, and whether a stream is asked for: nearly all APIs call them so."""
-        return RequestFacts(model=name(body.get("model")), stream=body.get("stream") is True)
-
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
-        """Looks for an error only."""
-        self.read_json(facts, loads(data))
-
-    def read_json(self, facts: Facts, body: Any) -> None:
-        """Looks for an error only. ``detail`` may mean anything in a body that is not known to be an error."""
-        if isinstance(body, dict) and "detail" not in body:
-            facts.error = facts.error or error_from_body(body)
-
-    def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
-        """Nothing: shapes are not guessed."""
-        return None
-
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
-        """Nothing: shapes are not guessed."""
-        for _ in events:
-            pass
-        return None
-
-    def normalize_response(self, body: Any) -> dict[str, Any] | None:
-        """Nothing: shapes are not guessed."""
-        return None
-
-
 FORMATS: tuple[Format, ...] = (
     OpenAIChat(),
     OpenAIResponses(),
     AnthropicMessages(),
+    Gemini(),
+    GeminiEmbeddings(),
+    OllamaChat(),
+    OllamaGenerate(),
+    OllamaEmbeddings(),
+    BedrockConverse(),
+    BedrockInvoke(),
     OpenAIEmbeddings(),
     OpenAICompletions(),
 )
 """The first whose path fits is taken."""
 
-generic: Format = Generic()
+generic: Format = Guess()
 """For paths that `find` does not know."""
 
 
@@ -140,16 +135,37 @@ def normalize_request(format: Format, body: Any, path: str) -> dict[str, Any]:
 
 def normalize_response(format: Format, body: Any) -> dict[str, Any] | None:
     """A parsed response body likewise; None for an error body, which the attempt's error tells."""
-    return format.normalize_response(body) or (None if error_from_body(body) else shapes.unknown_response(body))
+    made = format.normalize_response(body)
+    if made is None:
+        facts = Facts()
+        format.read_json(facts, body)
+        made = None if facts.error or error_from_body(body) else shapes.unknown_response(body)
+    return made
 
 
-def assemble(format: Format, events: Iterable[Event]) -> dict[str, Any] | None:
+def assemble(format: Format | Speaker, events: Iterable[Event]) -> dict[str, Any] | None:
     """A stream so far likewise; None while nothing has come, and for one that is nothing but an error."""
     first: list[Any] = []
     whole = format.assemble(_first_kept(events, first))
     if whole is not None or not first or error_from_body(first[0]):
         return whole
     return shapes.unknown_response(first)
+
+
+def response_so_far(reader: StreamReader, kept: Iterable[bytes]) -> dict[str, Any] | None:
+    """The normalised response of what ``reader`` has seen, whose beginning is ``kept``. Another thread may read on."""
+    made = assemble(reader.format, events(reader.framing, *kept))
+    if made is None:
+        return None
+    facts = reader.facts
+    if facts.usage is not None:  # the end of a long stream is known to the reader only
+        made["usage"] = facts.usage.as_dict()
+    for message, reason in zip(made["messages"], facts.finish_reasons, strict=False):
+        message["finish_reason"] = message.get("finish_reason") or reason or None
+    if reader.oversized:
+        told = f"{reader.oversized} of {reader.events} events were too large to be read"
+        made["warnings"].append(shapes.warning("oversized_event", told))
+    return made
 
 
 def _first_kept(events: Iterable[Event], first: list[Any]) -> Iterator[Event]:
@@ -163,29 +179,25 @@ def _first_kept(events: Iterable[Event], first: list[Any]) -> Iterator[Event]:
         yield event
 
 
-FRAMED_TYPES = frozenset(
-    {
-        "text/event-stream",
-        "application/x-ndjson",
-        "application/ndjson",
-        "application/jsonl",
-        "application/x-jsonlines",
-        "application/vnd.amazon.eventstream",
-    }
-)
-"""Media types of bodies that are made of frames. `StreamReader` takes SSE apart; of the others it sees no event yet."""
+FRAMINGS = (SSE, NDJSON, AWS_EVENT_STREAM, JSON_ARRAY)
 
-_SSE_STARTS = (b"data:", b"event:", b":")
+_BY_TYPE = {media_type: framing for framing in FRAMINGS for media_type in framing.media_types}
 
 
-def is_framed(content_type: str | None, first_bytes: bytes = b"", requested_stream: bool = False) -> bool:
-    """Whether a body is a stream of frames, by its type, or by its first bytes where a stream was asked for.
+def framing(content_type: str | None) -> Framing | None:
+    """How a body of this type is cut into events; None for one that is none by its type."""
+    return _BY_TYPE.get(content_type.partition(";")[0].strip().lower()) if content_type else None
 
-    The first bytes help with servers that stream under a wrong type; they are not trusted without the request.
+
+def framing_by_start(format: Format, first_bytes: bytes) -> Framing | None:
+    """The same by the first bytes of a body, whatever its type: for where a stream was asked for.
+
+    That helps with servers that stream under a wrong type, and with JSON arrays, which have none of their own.
     """
-    if content_type and content_type.partition(";")[0].strip().lower() in FRAMED_TYPES:
-        return True
-    return requested_stream and first_bytes.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").startswith(_SSE_STARTS)
+    start = first_bytes.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    if format.lines and start.startswith(b"{"):
+        return NDJSON
+    return next((framing for framing in FRAMINGS if framing.starts(start)), None)
 
 
 _SHORT = 40
@@ -210,7 +222,7 @@ def _is_small_talk(block: bytes) -> bool:
 
 
 class StreamReader:
-    """Follows an SSE stream and keeps `Facts` of it, at any split of its bytes, in bounded memory.
+    """Follows a stream and keeps `Facts` of it, at any split of its bytes, in bounded memory.
 
     It runs in the process that is watched, so most events only pass a search for the format's markers. Never raises:
     a fault of a format is counted, and its last traceback kept as text for whoever may log it. Not for several
@@ -225,24 +237,26 @@ class StreamReader:
         "facts",
         "faults",
         "format",
+        "framing",
         "has_terminal",
         "last_fault",
     )
 
     FIRST = 8
     """So many events at most are read in search of model and id, which stand in the first one, or, at Azure, the
-    second."""
+    second; and of who speaks, where the path does not tell."""
 
-    def __init__(self, format: Format, *, has_terminal: bool | None = None) -> None:
-        self.format = format
+    def __init__(self, format: Format, framing: Framing = SSE, *, has_terminal: bool | None = None) -> None:
+        self.format: Format | Speaker = format
+        self.framing = framing
         self.has_terminal = format.has_terminal if has_terminal is None else has_terminal
         """Whether a stream that ends without its terminal event is incomplete."""
         self.facts = Facts()
         self.events = 0
-        """SSE events with data so far."""
+        """Events with data so far."""
         self.faults = 0
         self.last_fault: str | None = None
-        self._framer = Framer()
+        self._framer = framing.framer()
         self._has_marker = format.markers.search
         self._unread = self.FIRST
 
@@ -251,16 +265,26 @@ class StreamReader:
         """Events that were longer than `sse.MAX_EVENT`: their content is not known."""
         return self._framer.oversized
 
+    @property
+    def may_have_ended(self) -> bool:
+        """Whether the stream may have ended as it should: an event that was too large to be read may have said so."""
+        return self.facts.terminal or not self.has_terminal or (self.oversized > 0 and not self._framer.skipping)
+
     def feed(self, data: bytes) -> None:
         """Takes the next bytes of the body, decoded, split anywhere. Many events at once are cheapest."""
-        if not self._unread and CR not in data and _ONE_ORDINARY(data) and self._framer.idle:
+        framer = self._framer
+        if not isinstance(framer, SSEFramer):
+            for block in framer.feed(data):
+                self._see(block)
+            return
+        if not self._unread and CR not in data and _ONE_ORDINARY(data) and framer.idle:
             # What nearly all of a stream is: one event in one piece, with nothing in it for us.
             if self._has_marker(data):
                 self._read(data[:-2])
             else:
                 self.events += 1
             return
-        for block in self._framer.feed(data):
+        for block in framer.feed(data):
             marked = self._unread or self._has_marker(block)
             if not marked and self.events > _MANY and _is_small_talk(block):
                 self.events += 1
@@ -270,30 +294,63 @@ class StreamReader:
                 self.events += 1
 
     def finish(self) -> None:
-        """The end of the body. A last event that no blank line ends is none, as the specification has it; but if it
-        is a terminal event or an error, it counts all the same: SDKs that stop there have seen it, too."""
-        block = self._framer.rest()
-        event = parse_block(block.removesuffix(b"\n"))
+        """The end of the body. A last event that was not ended is none, as SSE has it; but if it is a terminal event
+        or an error, it counts all the same: SDKs that stop there have seen it, too."""
+        try:
+            event = self.framing.last(self._framer.rest())
+        except Exception:
+            self._fault()
+            return
         if event is None:
             return
         trial = Facts()
         self._read_event(trial, *event)
         if trial.terminal or trial.error:
-            self._read(block.removesuffix(b"\n"))
+            self.events += 1
+            self._read_event(self.facts, *event)
+
+    def _see(self, block: bytes) -> None:
+        """A block of any framing but SSE."""
+        try:
+            event = self.framing.event(block)
+        except Exception:
+            self._fault()
+            return
+        if event is None:
+            return
+        name, data = event
+        if self._unread or self._has_marker(data) or (name is not None and self._has_marker(name.encode())):
+            self._read_whole(name, data)
+        else:
+            self.events += 1
 
     def _read(self, block: bytes) -> None:
         event = parse_block(block)
-        if event is None:
-            return
+        if event is not None:
+            self._read_whole(*event)
+
+    def _read_whole(self, event: str | None, data: bytes) -> None:
         self.events += 1
-        self._read_event(self.facts, *event)
+        if isinstance(self.format, Guess) and self._unread:
+            self._ask_who_speaks(self.format, data)
+        self._read_event(self.facts, event, data)
         if self._unread:
             known = self.facts.model is not None and self.facts.response_id is not None
             self._unread = 0 if known else self._unread - 1
+
+    def _ask_who_speaks(self, guess: Guess, data: bytes) -> None:
+        speaker = guess.speaker(data)
+        if speaker is not None:
+            self.format = speaker
+            self.has_terminal = speaker.has_terminal
+            self._has_marker = speaker.markers.search
 
     def _read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
         try:
             self.format.read_event(facts, event, data)
         except Exception:  # ours, not the user's: the stream must go on; told through `faults`
-            self.faults += 1
-            self.last_fault = traceback.format_exc(limit=-5)
+            self._fault()
+
+    def _fault(self) -> None:
+        self.faults += 1
+        self.last_fault = traceback.format_exc(limit=-5)

@@ -73,6 +73,11 @@ class Framer:
             self._keep(rest)
         return blocks
 
+    @property
+    def skipping(self) -> bool:
+        """Whether a block that was given up has not ended yet."""
+        return self._oversized is not None
+
     def rest(self) -> bytes:
         """The last block, which has no blank line yet; empty when there is none or when it is being skipped."""
         return b"" if self._oversized is not None else bytes(self._partial)

@@ -112,6 +112,22 @@ class Recording:
         (attempt,) = self.attempts
         return attempt
 
+    @property
+    def content(self) -> StepContent:
+        """Of the only step."""
+        lifecycle.flush()
+        (content,) = self._sink.rows[StepContent].values()
+        assert isinstance(content, StepContent)
+        return content
+
+    @property
+    def attempt_content(self) -> AttemptContent:
+        """Of the only attempt."""
+        lifecycle.flush()
+        (content,) = self._sink.rows[AttemptContent].values()
+        assert isinstance(content, AttemptContent)
+        return content
+
     def get(self, id: str) -> RunRecord | StepRecord:
         """The run or step with this id."""
         return next(row for row in (*self.runs, *self.steps) if row.id == id)

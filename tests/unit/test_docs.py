@@ -28,6 +28,7 @@ PAGES = [
     "docs/frameworks.md",
     "docs/secrets.md",
     "docs/telemetry.md",
+    "docs/usage.md",
 ]
 
 STANDARD_VARIABLES = {
