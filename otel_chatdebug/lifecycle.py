@@ -120,6 +120,7 @@ def arm(
                 beat=_beat,
                 stale_after=settings.stale_after,
                 keep=Keep(settings.retention_days, settings.content_retention_days, settings.max_size),
+                max_queue_size=settings.max_queue_size,
             )
         recorder = Recorder(
             settings,

@@ -14,8 +14,11 @@ float, bool and None, and are redacted already: a record never holds a secret.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 from otel_chatdebug.status import Status
@@ -194,3 +197,39 @@ def merge(one: R, other: R) -> R:
     if one.id != other.id or type(one) is not type(other):
         raise ValueError(f"cannot merge {type(one).__name__} {one.id} with {type(other).__name__} {other.id}")
     return other if other.key > one.key else one
+
+
+def is_open(record: Record) -> bool:
+    """Whether a record of a run, a step or an attempt says that it is under way."""
+    if isinstance(record, AttemptRecord):
+        return record.rank == AttemptRank.OPEN
+    return getattr(record, "status", None) is Status.IN_PROGRESS
+
+
+MOST_VALUES = 10_000
+"""Values in a ``JSON`` that are looked at to estimate its size: far more than messages have."""
+
+
+def size_of(record: Record) -> int:
+    """Bytes of memory that a record takes, near enough."""
+    values = [getattr(record, name) for kind in type(record).__mro__ for name in getattr(kind, "__slots__", ())]
+    return sys.getsizeof(record) + size_of_json(values)
+
+
+def size_of_json(value: JSON) -> int:
+    """Bytes of memory that a ``JSON`` takes, near enough; its first `MOST_VALUES` values are looked at."""
+    size = 0
+    for item in islice(_values(value), MOST_VALUES):
+        size += sys.getsizeof(item)
+    return size
+
+
+def _values(value: JSON) -> Iterable[Any]:
+    waiting = [value]
+    while waiting:  # not recursive: a value may be nested deeper than Python's stack
+        item = waiting.pop()
+        yield item
+        if isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, (list, tuple)):
+            waiting += item

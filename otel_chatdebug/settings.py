@@ -33,6 +33,9 @@ STALE_AFTER = 300.0
 SHORTEST_STALE_AFTER = 0.1
 """Heartbeats are transactions; more than some tens a second for each process would be a load."""
 
+SMALLEST_QUEUE = 1024**2
+"""Bytes: with less, one long conversation would not fit."""
+
 MODEL_PATHS = (
     r"/(?:chat|agents|fim)/completions$"
     r"|/v1/completions$"
@@ -98,6 +101,10 @@ def _number(minimum: float, what: str) -> Callable[[str], float]:
 
 def _bytes(text: str) -> int:
     return int(_number(0, "a whole number of bytes")(text))
+
+
+def _queue_bytes(text: str) -> int:
+    return int(_number(SMALLEST_QUEUE, "a whole number of bytes")(text))
 
 
 def _pattern(text: str) -> str:
@@ -174,6 +181,14 @@ class Settings:
         _bytes,
         "Bytes of content (bodies, messages, headers) that are kept; the oldest goes first. 0 is no limit.",
         "1 GiB",
+    )
+    max_queue_size: int = _setting(
+        "OTEL_CHATDEBUG_MAX_QUEUE_SIZE",
+        64 * 1024**2,
+        _queue_bytes,
+        "Bytes of records that wait at most while the database is away: in memory, and in `spool.db` in the state "
+        "folder when the process ends. Content goes first, and the oldest.",
+        "64 MiB",
     )
     run_parent: Literal["root", "child"] = _setting(
         "OTEL_CHATDEBUG_RUN_PARENT",

@@ -40,6 +40,7 @@ from otel_chatdebug.pipeline import outgoing
 from otel_chatdebug.pipeline.call_metrics import MOST_GAPS
 from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.permits import Permit
+from otel_chatdebug.pipeline.recorder import LIVE_SIZE
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record
 from otel_chatdebug.status import Status
 from otel_chatdebug.wire import encoding, registry
@@ -616,6 +617,17 @@ class Attempt:
             last_byte_at=None if self.last_byte_ns is None else self.last_byte_ns // 1000,
             duration_ms=None if finished is None else (finished - self.started_ns) / 1e6,
         )
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, near enough."""
+        return LIVE_SIZE + self._kept.size + self._content.size(self.request)
+
+    def strip(self) -> None:
+        """Lets go of headers and bodies, for good. Any thread; called once it is final."""
+        self._content.strip()
+        self._kept = Kept()
+        self.request = None
 
     def records(self) -> Sequence[Record]:
         """Its row, its content and, for a step's last attempt, the step's messages. Called by the writer's thread."""

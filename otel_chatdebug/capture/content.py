@@ -37,11 +37,13 @@ class Content:
 
     __slots__ = (
         "_lock", "_request", "_request_body", "_request_headers", "_response", "_response_of", "_told_request",
-        "_updated_us", "_written_ns",
+        "_updated_us", "_written_ns", "stripped",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.stripped = False
+        """There was no room for it: nothing more is written."""
         self._told_request = False
         self._request_headers: list[list[str]] | None = None
         self._request_body: str | None = None
@@ -54,6 +56,8 @@ class Content:
 
     def records(self, attempt: Attempt, *, final: bool) -> list[Record]:
         """The records as they stand now; none when the text so far was written a moment ago."""
+        if self.stripped:
+            return []
         now = time_ns()
         if not final and self._written_ns and now - self._written_ns < PARTIAL_INTERVAL:
             return []
@@ -90,6 +94,17 @@ class Content:
                 found.append(step.run.row())
         return found
 
+    def strip(self) -> None:
+        """Lets go of what was read. Any thread, see `Attempt.strip`."""
+        self.stripped = True
+        self._request_headers = self._request_body = self._request = self._response_of = None
+        self._response = (None, None)
+
+    @staticmethod
+    def size(request: Any) -> int:
+        """Bytes of the request's body."""
+        return len(_request_content(request) or b"")
+
     def messages(self, attempt: Attempt) -> tuple[Any, Any]:
         """The normalised request and response of an attempt that is final, redacted; None where there is none."""
         with self._lock:
@@ -98,9 +113,10 @@ class Content:
         return request, response
 
     def _read_request(self, attempt: Attempt) -> Any:
-        if not self._told_request:
+        request = attempt.request
+        if not self._told_request and request is not None:  # else stripped
             self._told_request = True
-            redactor, request = attempt.recorder.redactor, attempt.request
+            redactor = attempt.recorder.redactor
             self._request_headers = redactor.headers(_pairs(request.headers))
             raw = _request_content(request)
             parsed = None if raw is None else _load(raw)

@@ -15,7 +15,7 @@ from otel_chatdebug.attributes import record_from_span
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.processor import recorded_live
 from otel_chatdebug.pipeline.recorder import active
-from otel_chatdebug.records import Record
+from otel_chatdebug.records import Record, size_of
 
 logger = logging.getLogger("otel_chatdebug")
 
@@ -42,7 +42,11 @@ class _SpanSource:
 
     def __init__(self, found: list[Record]) -> None:
         self.queued = True
+        self.size = sum(map(size_of, found))
         self._found = found
+
+    def strip(self) -> None:
+        """Rows of spans have no content."""
 
     def records(self) -> Sequence[Record]:
         return self._found

@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, SpanContext
 
 from otel_chatdebug import attributes
 from otel_chatdebug.pipeline import outgoing
-from otel_chatdebug.pipeline.recorder import Recorder
+from otel_chatdebug.pipeline.recorder import LIVE_SIZE, Recorder
 from otel_chatdebug.records import Record, RunRecord
 from otel_chatdebug.status import RunKind, Status
 from otel_chatdebug.wire.types import Facts
@@ -375,6 +375,14 @@ class LiveRun:
             service_name=self.recorder.service_name,
             **self.given,
         )
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, near enough."""
+        return LIVE_SIZE
+
+    def strip(self) -> None:
+        """A run has no content."""
 
     def records(self) -> Sequence[Record]:
         """Called by the writer's thread."""

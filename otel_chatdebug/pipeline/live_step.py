@@ -27,8 +27,8 @@ from otel_chatdebug.pipeline.live import (
     Said,
     ScopeEvent,
 )
-from otel_chatdebug.pipeline.recorder import Recorder
-from otel_chatdebug.records import AttemptRank, ContentRank, Record, StepContent, StepRecord
+from otel_chatdebug.pipeline.recorder import LIVE_SIZE, Recorder
+from otel_chatdebug.records import AttemptRank, ContentRank, Record, StepContent, StepRecord, size_of_json
 from otel_chatdebug.status import Status
 from otel_chatdebug.wire.types import Facts
 
@@ -377,6 +377,15 @@ class LiveStep:
             error=self.error if self.status is Status.ERROR else None,
             metadata=dict(self.metadata) or None,
         )
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, near enough."""
+        return LIVE_SIZE if self.response is None else LIVE_SIZE + size_of_json(self.response)
+
+    def strip(self) -> None:
+        """Lets go of what ``finish(response=...)`` said. Any thread."""
+        self.response = None
 
     def records(self) -> Sequence[Record]:
         """Called by the writer's thread."""

@@ -19,6 +19,8 @@ from otel_chatdebug.version import __version__
 DROPPED: Final = "chatdebug.writer.dropped"
 WRITTEN: Final = "chatdebug.writer.written"
 QUEUE: Final = "chatdebug.writer.queue.length"
+QUEUE_SIZE: Final = "chatdebug.writer.queue.size"
+SPOOLED: Final = "chatdebug.writer.spooled"
 LATENCY: Final = "chatdebug.writer.write.duration"
 FAULTS: Final = "chatdebug.faults"
 
@@ -32,6 +34,10 @@ class Stats(Protocol):
     def written(self) -> int: ...
     @property
     def queue_length(self) -> int: ...
+    @property
+    def queue_size(self) -> int: ...
+    @property
+    def spooled(self) -> int: ...
     @property
     def last_write_seconds(self) -> float | None: ...
 
@@ -57,6 +63,10 @@ def observe(meter_name: str, stats: Callable[[], Stats | None]) -> None:
     meter.create_observable_counter(WRITTEN, [of("written")], "{record}", "Records written to the debug tables.")
     meter.create_observable_up_down_counter(
         QUEUE, [of("queue_length")], "{record}", "Runs, steps and attempts that wait to be written."
+    )
+    meter.create_observable_up_down_counter(QUEUE_SIZE, [of("queue_size")], "By", "Memory that they take, near enough.")
+    meter.create_observable_counter(
+        SPOOLED, [of("spooled")], "{record}", "Records kept in the spool, because the database was away at the end."
     )
     meter.create_observable_gauge(
         LATENCY, [of("last_write_seconds")], "s", "How long the last transaction on the debug tables took."

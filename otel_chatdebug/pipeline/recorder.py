@@ -40,6 +40,9 @@ ERROR_MESSAGE_LIMIT = 2_000
 """Characters of an error's message that are kept."""
 
 
+LIVE_SIZE = 4096
+"""Bytes that a live run, step or attempt takes in memory without its bodies, near enough."""
+
 REDACTED_URLS = 256
 """Redacted URLs that are remembered: an application calls few different ones, thousands of times."""
 
@@ -54,8 +57,15 @@ class Source(Protocol):
     def permit(self) -> Permit:
         """Whether its rows are written."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps in memory for its records, near enough."""
+
     def records(self) -> Sequence[Record]:
         """The rows as they stand now. Called by the writer's thread."""
+
+    def strip(self) -> None:
+        """Lets go of its content, once it is final: too much waits. Any thread, finalizers too."""
 
 
 class Sink(Protocol):
@@ -134,8 +144,13 @@ class Recorder:
             on_start()
 
     def mark(self, source: Source) -> None:
-        """Has ``source`` written soon, once for all that changes until then. Any thread; no lock."""
-        if not source.queued and not self.closed and (not self._permits_matter or source.permit.admits(source)):
+        """Has ``source`` written soon, once for all that changes until then. Any thread; no lock.
+
+        One that is final is put once more although it waits already: its size counts from now on.
+        """
+        if self.closed or (source.queued and not source.final):
+            return
+        if not self._permits_matter or source.permit.admits(source):
             source.queued = True
             self.sink.put(source)
 

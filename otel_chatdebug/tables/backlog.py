@@ -1,21 +1,51 @@
-"""What waits to be written: put by any thread without a lock, taken by the writer's thread, bounded.
+"""What waits to be written: put by any thread without a lock, taken by the writer's thread, bounded by number and size.
 
-`Backlog.offer` may run in a finalizer, so the way in is a ``SimpleQueue`` and a few counters with one side that writes.
-Whatever has been taken from it is the writer's thread's own.
+`Backlog.offer` may run in a finalizer, so the way in is a ``SimpleQueue`` and a few counters that are near enough.
+Whatever has been taken from it is the writer's thread's own: *sources*, whose state has not been read yet, and, while
+the database is away, *held* records of those that have ended. They are read early because a redacted and bounded record
+takes less memory than the bodies that it is made of, and because a process that ends can keep records, not bodies (see
+`spool`). Of each row only the record with the highest key is held.
+
+Where too much waits, what is worth least goes first (`Worth`), and of equal worth the oldest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import IntEnum
+from functools import partial
+from operator import itemgetter
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
-from otel_chatdebug.records import Record
+from otel_chatdebug import records as rules
+from otel_chatdebug.records import AttemptContent, ContentRank, Record, StepContent, is_open, size_of
 
 MAX_QUEUE = 10_000
-"""Sources that wait at most. Beyond it those in progress are dropped, then, at twice as many, final ones, too."""
+"""Sources and records that wait at most. Beyond it the least worthy are dropped, and those in progress are not taken;
+at twice as many nothing is."""
+
+MAX_QUEUE_SIZE = 64 * 1024 * 1024
+"""Bytes that wait at most, where no setting says otherwise. They are estimated, of the bodies and texts."""
+
+
+class Worth(IntEnum):
+    """What is dropped first where too much waits."""
+
+    TEXT_SO_FAR = 0
+    IN_PROGRESS = 1
+    CONTENT = 2
+    FINAL = 3
+
+
+def worth_of(record: Record) -> Worth:
+    """What is dropped first where too much waits."""
+    if isinstance(record, (StepContent, AttemptContent)):
+        return Worth.TEXT_SO_FAR if record.rank == ContentRank.PARTIAL else Worth.CONTENT
+    return Worth.IN_PROGRESS if is_open(record) else Worth.FINAL
 
 
 class Source(Protocol):
@@ -25,10 +55,19 @@ class Source(Protocol):
     """Nothing will follow: dropped last when the queue is full."""
     queued: bool
     """Set by the producer just before `Writer.put`, and by the writer for what a beat brings; taken back by the writer
-    just before it calls `records`, or when it drops the source. A producer need not put what is queued already."""
+    just before it calls `records`, or when it drops the source. A producer need not put what is queued already, unless
+    it has become final since: then its size counts."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps in memory for its records. Any thread, asked often: an estimate at no cost."""
 
     def records(self) -> Sequence[Record]:
         """The state as it is now. Called by the writer's thread; may be slow (redaction); may raise."""
+
+    def strip(self) -> None:
+        """Lets go of its content; its state can still be written. Only called once it is final. Any thread, as
+        `Writer.put`."""
 
 
 class Token:
@@ -46,19 +85,34 @@ class Pause(Token):
     """Closes the database at once; the thread goes on after `Writer.resume`."""
 
 
-class Waiting(NamedTuple):
+class _Waiting(NamedTuple):
     position: int
     source: Source
+    size: int
+    """Counted for it; 0 while it is in progress, where it is in memory anyway."""
+
+
+class _Held(NamedTuple):
+    position: int
+    record: Record
+    size: int
+
+
+_Id: TypeAlias = tuple[type[Record], str]
 
 
 class Backlog:
-    """Sources in the order in which they came, and tokens between them."""
+    """Sources and records in the order in which they came, and tokens between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_size: int = MAX_QUEUE_SIZE) -> None:
         # Shared with other threads.
+        self._max_size = max_size
         self._queue: SimpleQueue[Source | Token] = SimpleQueue()
+        self._arriving_size = 0
+        """Bytes of what has come and was not taken: counted by `offer` in many threads without a lock, and begun anew
+        at each taking."""
         self.refused = 0
-        """Counted by `offer` in many threads without a lock: near enough, and never zero when something was refused."""
+        """Counted likewise: near enough, and never zero when something was refused or stripped."""
 
         # The thread's own.
         self.dropped = 0
@@ -66,13 +120,22 @@ class Backlog:
         """A `Stop` has been taken."""
         self.pauses: list[Pause] = []
         self._position = 0
-        self._sources: list[Waiting] = []
+        self._sources: dict[int, _Waiting] = {}
+        """By ``id`` of the source."""
+        self._held: dict[_Id, _Held] = {}
+        self._taken_size = 0
+        """Bytes of both."""
         self._tokens: list[tuple[int, Token]] = []
 
     # Any thread.
 
     def __len__(self) -> int:
-        return self._queue.qsize() + len(self._sources)
+        return self._queue.qsize() + len(self._sources) + len(self._held)
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait, near enough."""
+        return self._arriving_size + self._taken_size
 
     @property
     def arriving(self) -> bool:
@@ -80,10 +143,18 @@ class Backlog:
         return not self._queue.empty()
 
     def offer(self, source: Source) -> bool:
-        """Puts the source in line; False where too many wait."""
-        if len(self) >= (2 * MAX_QUEUE if source.final else MAX_QUEUE):
+        """Puts the source in line; False where too much waits."""
+        length, size, final = len(self), self.size, source.final
+        factor = 2 if final else 1
+        if length >= factor * MAX_QUEUE or size >= factor * self._max_size:
             self.refuse(source)
             return False
+        if final:
+            if size + source.size > self._max_size:
+                # The thread is busy, and only it could choose: the newest content goes.
+                source.strip()
+                self.refused += 1
+            self._arriving_size += source.size
         self._queue.put(source)
         return True
 
@@ -95,12 +166,12 @@ class Backlog:
         """Puts the token in line. Never refused."""
         self._queue.put(token)
 
-    # The writer's thread.
+    # The writer's thread: taking.
 
     @property
     def waits(self) -> bool:
         """Something that was taken waits to be written."""
-        return bool(self._sources)
+        return bool(self._sources or self._held)
 
     @property
     def called(self) -> bool:
@@ -116,23 +187,20 @@ class Backlog:
         return True
 
     def drain(self) -> None:
-        """Takes all that has come, and drops what is too much of it."""
+        """Takes all that has come."""
+        self._arriving_size = 0  # first: what comes meanwhile is counted twice rather than never
         with contextlib.suppress(Empty):
             while True:
                 self.take(self._queue.get_nowait())
-        excess = len(self._sources) - MAX_QUEUE
-        if excess > 0:
-            # What is in progress goes first, the oldest first; then the oldest of the others.
-            by_worth = sorted(self._sources, key=lambda waiting: (waiting.source.final, waiting.position))
-            for waiting in by_worth[:excess]:
-                waiting.source.queued = False
-            self.dropped += excess
-            self._sources = sorted(by_worth[excess:], key=lambda waiting: waiting.position)
 
     def take(self, item: Source | Token) -> None:
         self._position += 1
         if not isinstance(item, Token):
-            self._sources.append(Waiting(self._position, item))
+            if item.queued:  # else it was read, or dropped, after it was put
+                known = self._sources.get(id(item))
+                size = item.size if item.final else 0
+                self._taken_size += size - (known.size if known else 0)
+                self._sources[id(item)] = _Waiting(known.position if known else self._position, item, size)
         elif isinstance(item, Pause):
             self.pauses.append(item)
         else:
@@ -140,21 +208,127 @@ class Backlog:
             if isinstance(item, Stop):
                 self.stopping = True
 
-    def batch(self, size: int) -> list[Source]:
-        """Takes the first ``size`` sources out of the line."""
-        batch, self._sources = self._sources[:size], self._sources[size:]
-        return [source for _, source in batch]
+    # The writer's thread: handing out.
+
+    def next_records(self, count: int, size: int) -> list[Record]:
+        """Takes held records out of the line: the first ones, not more than ``count`` and about ``size`` bytes."""
+        taken: list[Record] = []
+        for key in list(self._held)[:count]:
+            held = self._held.pop(key)
+            self._taken_size -= held.size
+            size -= held.size
+            taken.append(held.record)
+            if size <= 0:
+                break
+        return taken
+
+    def next_sources(self, count: int, size: int) -> list[Source]:
+        """Takes sources out of the line, in the same way."""
+        taken: list[Source] = []
+        for waiting in list(self._sources.values())[:count]:
+            self._forget(waiting)
+            size -= waiting.size
+            taken.append(waiting.source)
+            if size <= 0:
+                break
+        return taken
+
+    def ended(self) -> Iterator[tuple[int, Source]]:
+        """Takes the sources that are final out of the line, one by one, with their positions, for `hold`."""
+        for waiting in list(self._sources.values()):
+            if waiting.source.final:
+                self._forget(waiting)
+                yield waiting.position, waiting.source
+
+    def everything(self) -> Iterator[Source]:
+        """Takes all sources out of the line, one by one, those that are final first."""
+        for waiting in sorted(self._sources.values(), key=lambda waiting: not waiting.source.final):
+            self._forget(waiting)
+            yield waiting.source
+
+    def all_held(self) -> list[Record]:
+        """Takes all held records out of the line."""
+        return self.next_records(len(self._held), sys.maxsize)
+
+    def hold(self, records: Iterable[Record], position: int) -> None:
+        """Has the records wait at ``position``."""
+        for record in records:
+            key = (type(record), record.id)
+            first, before = position, 0
+            known = self._held.get(key)
+            if known is not None:
+                record = rules.merge(known.record, record)
+                first, before = min(position, known.position), known.size
+            size = size_of(record)
+            self._taken_size += size - before
+            self._held[key] = _Held(first, record, size)
+
+    def _forget(self, waiting: _Waiting) -> None:
+        del self._sources[id(waiting.source)]
+        self._taken_size -= waiting.size
+
+    # The writer's thread: letting go.
+
+    def relieve(self) -> None:
+        """Drops what is too much, the least worthy first."""
+        if not self._overfull():
+            return
+        for _, _, let_go in sorted(self._candidates(), key=itemgetter(0, 1)):
+            if not self._overfull():
+                return
+            let_go()
+
+    def _overfull(self) -> bool:
+        return len(self._sources) + len(self._held) > MAX_QUEUE or self._taken_size > self._max_size
+
+    @property
+    def crowded(self) -> bool:
+        """So much waits that its bodies should not: see `ended`."""
+        return self.size > self._max_size // 4
+
+    def _candidates(self) -> Iterator[tuple[Worth, int, Callable[[], None]]]:
+        for key, held in self._held.items():
+            yield worth_of(held.record), held.position, partial(self._drop_held, key)
+        for waiting in self._sources.values():
+            if waiting.source.final:
+                yield Worth.CONTENT, waiting.position, partial(self._strip, waiting)
+                yield Worth.FINAL, waiting.position, partial(self._drop_source, waiting.source)
+            else:
+                yield Worth.IN_PROGRESS, waiting.position, partial(self._drop_source, waiting.source)
+
+    def _drop_held(self, key: _Id) -> None:
+        self._taken_size -= self._held.pop(key).size
+        self.dropped += 1
+
+    def _drop_source(self, source: Source) -> None:
+        self._forget(self._sources[id(source)])
+        source.queued = False
+        self.dropped += 1
+
+    def _strip(self, waiting: _Waiting) -> None:
+        waiting.source.strip()
+        size = waiting.source.size
+        if size < waiting.size:
+            self._sources[id(waiting.source)] = waiting._replace(size=size)
+            self._taken_size += size - waiting.size
+            self.dropped += 1
 
     def discard(self) -> None:
-        """Drops all sources that were taken."""
-        for waiting in self._sources:
+        """Drops all that was taken."""
+        for waiting in self._sources.values():
             waiting.source.queued = False
-        self.dropped += len(self._sources)
-        self._sources = []
+        self.dropped += len(self._sources) + len(self._held)
+        self._sources, self._held, self._taken_size = {}, {}, 0
+
+    # The writer's thread: telling.
 
     def settle(self) -> None:
         """Tells those who wait for what is settled now. Not called while a batch is under way."""
-        oldest = self._sources[0].position if self._sources else self._position + 1
+        if not self._tokens:
+            return
+        positions = [waiting.position for waiting in self._sources.values()]
+        positions += [held.position for held in self._held.values()]
+        oldest = min(positions, default=self._position + 1)
         for position, token in self._tokens:
             if position < oldest:
                 token.done.set()

@@ -36,11 +36,11 @@ class Batch:
         if records:
             self._chunks.append(list(records))
 
-    def discard(self) -> int:
-        """Gives up what is not written yet; how many records that were."""
-        lost = len(self)
+    def leftovers(self) -> list[Record]:
+        """Gives up what is not written yet, and returns it."""
+        left = [record for chunk in reversed(self._chunks) for record in chunk]
         self._chunks = []
-        return lost
+        return left
 
     def write(self, engine: Engine) -> None:
         """Writes what was added. Raises where the database is in trouble; what is not written yet stays."""

@@ -1,5 +1,5 @@
-"""What the writer's thread does beside writing, each at its time: the heartbeat, the sweep, and the removal of what is
-too old."""
+"""What the writer's thread does beside writing, each at its time: heartbeats, the sweep, taking up what was spooled,
+and the removal of what is too old."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from otel_chatdebug.records import Record
 from otel_chatdebug.status import Outcome
 from otel_chatdebug.tables import database
 from otel_chatdebug.tables.backlog import Source
+from otel_chatdebug.tables.batch import Batch
 from otel_chatdebug.tables.database import Fault
+from otel_chatdebug.tables.spool import Spool
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -35,6 +38,11 @@ SWEEPS_PER_THRESHOLD = 3
 
 CLEANUP_AGAIN_SECONDS = 1.0
 """Until a removal goes on that made way for records."""
+
+
+TAKE_UP_SECONDS = 3600.0
+"""Between two looks into the spool for what other processes left there. It is also looked into when the database is
+opened, at the start and after each trouble."""
 
 
 def heartbeat_interval(stale_after: float) -> float:
@@ -228,3 +236,35 @@ class Housekeeping:
         else:
             if not done:
                 self.due = time.monotonic() + CLEANUP_AGAIN_SECONDS
+
+
+class TakingUp:
+    """Writes what was spooled while the database was away, by this process or another. The writer's thread only."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._batch = Batch()
+        self.due = 0.0
+        """When the spool is looked into next (monotonic seconds)."""
+
+    @property
+    def written(self) -> int:
+        return self._batch.written
+
+    @property
+    def dropped(self) -> int:
+        return self._batch.dropped + self._spool.dropped
+
+    def some(self, engine: Engine) -> None:
+        """Writes a chunk, if it is time. Raises where the database is in trouble; then they stay spooled."""
+        if time.monotonic() < self.due:
+            return
+        self.due = float("-inf")  # where it raises it is tried again once the database is back
+
+        def write(records: list[Record]) -> None:
+            self._batch.leftovers()
+            self._batch.add(records)
+            self._batch.write(engine)
+
+        if not self._spool.take_up(write):
+            self.due = time.monotonic() + TAKE_UP_SECONDS

@@ -37,6 +37,15 @@ WAL_SIZE = 16 * 1024 * 1024
 CONNECT_SECONDS = 3
 """How long opening a connection to a server may take. Below the 5 s of a shutdown, which cannot interrupt it."""
 
+_NOTICE_THAT_IT_IS_GONE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""For libpq: a server that has vanished without a word (a network that is cut, a host that is off) is given up after
+15 to 25 s, and connected to anew. Left alone, the kernel takes a quarter of an hour, or two hours."""
+
 DRIVERS = {
     "sqlite": ("", "pysqlite", "aiosqlite"),
     "postgresql": ("", "psycopg", "psycopg_async", "psycopg2", "asyncpg", "pg8000"),
@@ -136,6 +145,20 @@ def sqlite_path(url: URL) -> Path | None:
     return Path(name)
 
 
+def identity(url: str) -> str | None:
+    """Which database a URL names, whoever logs in: without user and password. None for one in memory.
+
+    Raises `BadDatabaseURL`.
+    """
+    parsed = parse(url)
+    if parsed.drivername.startswith("sqlite"):
+        path = sqlite_path(parsed)
+        return None if path is None else f"sqlite:///{path.resolve()}"
+    host = parsed.host or parsed.query.get("host") or ""
+    options = parsed.query.get("options") or ""  # may name another schema
+    return f"postgresql://{host}:{parsed.port or 5432}/{parsed.database or parsed.username or ''}?{options}"
+
+
 def redacted(url: str) -> str:
     """The URL without its passwords, for messages and ``info``. Never raises."""
     try:
@@ -177,6 +200,7 @@ def open_engine(url: str, *, read_only: bool = False, busy_seconds: float = BUSY
             "connect_timeout": CONNECT_SECONDS,
             "options": f"-c lock_timeout={milliseconds} -c timezone=UTC",
             "application_name": "otel-chatdebug",
+            **_NOTICE_THAT_IT_IS_GONE,
         }
         if read_only:
             options["execution_options"] = {"postgresql_readonly": True}

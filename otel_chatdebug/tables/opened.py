@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sqlite3
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,8 @@ class OpenDatabase:
         self._file: tuple[int, int] | None = None
         """Device and inode of ``_path``, when it was opened."""
         self._hasty = False
+        self._in_use = threading.Lock()
+        """Held for a moment, so that `interrupt` never meets a connection that is being closed."""
 
     def engine(self) -> Engine:
         """The engine; opened, and its tables created or upgraded, where that has not been done.
@@ -90,7 +94,8 @@ class OpenDatabase:
 
     def close(self) -> None:
         """Never raises; can be repeated; opened again by `engine`."""
-        engine, self._engine, self.raw = self._engine, None, None
+        with self._in_use:
+            engine, self._engine, self.raw = self._engine, None, None
         if engine is not None:
             try:
                 engine.dispose()
@@ -98,9 +103,17 @@ class OpenDatabase:
                 logger.debug("otel_chatdebug: closing the database failed", exc_info=True)
 
     def interrupt(self) -> None:
-        """Ends the statement that is running, if that is possible. Any thread."""
-        raw = self.raw
-        stop = getattr(raw, "interrupt", None) or getattr(raw, "cancel", None)  # sqlite3, psycopg: any thread may
-        if stop is not None:
-            with contextlib.suppress(Exception):  # it was closed at this moment
-                stop()
+        """Ends the statement that is running, whatever the database does. Any thread."""
+        with self._in_use, contextlib.suppress(Exception):  # it was closed at this moment
+            if isinstance(self.raw, sqlite3.Connection):
+                self.raw.interrupt()
+            elif self.raw is not None:
+                _hang_up(self.raw.pgconn)
+
+
+def _hang_up(pgconn: Any) -> None:
+    """Shuts down the socket to PostgreSQL. Asking the server to cancel would need a server that answers."""
+    descriptor = pgconn.socket
+    with socket.socket(fileno=os.dup(descriptor)) as ours:
+        if pgconn.socket == descriptor:  # else it was closed before we had our own, which may be anybody's now
+            ours.shutdown(socket.SHUT_RDWR)

@@ -31,6 +31,10 @@ class Troubles:
         self._told_drops = 0
         self._told_drops_at = float("-inf")
 
+    def __bool__(self) -> bool:
+        """It did not work the last time."""
+        return self._count > 0
+
     def struck(self, fault: Fault, reason: str, *, hurry: bool) -> None:
         """The database is in trouble: it is left alone for a while, which is short where a close waits (``hurry``)."""
         now = time.monotonic()
@@ -49,13 +53,15 @@ class Troubles:
                 backlog.MAX_QUEUE,
             )
 
-    def over(self) -> None:
-        """It works."""
+    def over(self) -> bool:
+        """It works. True when it did not the time before."""
+        struck = self._count > 0
         self._backoff = self.retry_at = 0.0
         self._count = 0
         if self._told:
             self._told = False
             logger.info("The debug tables in %s are written again.", database.redacted(self._url))
+        return struck
 
     def tell_drops(self, drops: int, *, last: bool = False) -> None:
         """Tells how many records were dropped since it was told last, now and then; at once where it is the ``last``

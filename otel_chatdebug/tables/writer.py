@@ -24,18 +24,20 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_chatdebug.records import Record
 from otel_chatdebug.tables import database
-from otel_chatdebug.tables.backlog import Backlog, Pause, Source, Stop, Token
+from otel_chatdebug.tables.backlog import MAX_QUEUE_SIZE, Backlog, Pause, Source, Stop, Token
 from otel_chatdebug.tables.batch import Batch
-from otel_chatdebug.tables.chores import Beat, Heart, Housekeeping, Keep, Sweeper, heartbeat_interval
+from otel_chatdebug.tables.chores import Beat, Heart, Housekeeping, Keep, Sweeper, TakingUp, heartbeat_interval
 from otel_chatdebug.tables.database import DatabaseError, Fault
 from otel_chatdebug.tables.opened import OpenDatabase
+from otel_chatdebug.tables.spool import Spool
 from otel_chatdebug.tables.troubles import Troubles
 
 __all__ = ["Beat", "Keep", "Source", "Writer", "WriterStats"]
@@ -46,10 +48,19 @@ GATHER_SECONDS = 0.1
 """Group commit: how long the first source that comes waits for others. A row must be there within a second."""
 
 BATCH = 256
-"""Sources in one transaction at most. It bounds the records in memory, and how long others wait for the lock."""
+"""Sources, or records, in one transaction at most. It bounds how long others wait for the lock."""
+
+BATCH_SIZE = 8 * 1024 * 1024
+"""Bytes of them, about: what is in memory beside the backlog."""
 
 CLOSE_MARGIN = 0.3
 """Seconds of a close's timeout that are kept for stopping what still runs and closing the connection."""
+
+SPOOL_SECONDS = 0.6
+"""The same for keeping in the spool what the database does not take."""
+
+INTERRUPT_SECONDS = 0.2
+"""How long a close waits for the thread after it interrupted a statement, before it takes over what waits."""
 
 DRAIN_SECONDS = 1.0
 """How long the queue is left alone during a back-off: there it is only bounded by refusing, not by choosing."""
@@ -66,20 +77,28 @@ RESUME_SECONDS = 5.0
 """How long the thread waits for a fork that does not say that it is over."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WriterStats:
     """Counts since the writer was made."""
 
     written: int
     """Records."""
+    spooled: int
+    """Records that were kept in the spool at the end."""
     dropped: int
-    """Sources that were refused, and records that could not be written."""
+    """Sources that were refused, contents that were let go for want of room, and records that could not be written."""
     failed: int
     """Errors of our own: sources, beats and cleanups that raised."""
     queue_length: int
-    """Sources that wait now."""
+    """Sources and records that wait now."""
+    queue_size: int
+    """Bytes of what waits, an estimate."""
     last_write_seconds: float | None
     """How long the last transaction took."""
+
+
+class _TakenOver(Exception):
+    """A close has taken what waits, and the thread has nothing left to do."""
 
 
 class Writer:
@@ -88,6 +107,7 @@ class Writer:
     Making one opens nothing and imports no SQLAlchemy. ``beat`` is called by the thread every
     ``heartbeat_interval`` seconds and says what is open. What had no heartbeat for ``stale_after`` seconds is swept
     from time to time; None sweeps nothing. ``keep`` bounds what is kept; default: no bounds.
+    ``max_queue_size`` (bytes) bounds what waits.
     """
 
     def __init__(
@@ -99,6 +119,7 @@ class Writer:
         beat: Callable[[], Beat],
         stale_after: float | None = None,
         keep: Keep | None = None,
+        max_queue_size: int = MAX_QUEUE_SIZE,
     ) -> None:
         self.replica_id = replica_id
         self._url = database.absolute(url)
@@ -106,6 +127,7 @@ class Writer:
         self._beat = beat
         self._stale_after = stale_after
         self._keep = keep or Keep()
+        self._max_queue_size = max_queue_size
         self._closed = False
         self._given_up = False
         self._reset()
@@ -117,7 +139,7 @@ class Writer:
 
     def _reset(self) -> None:
         # Shared with other threads. The backlog and the events are made for it, counters have one side that writes.
-        self._backlog = Backlog()
+        self._backlog = Backlog(self._max_queue_size)
         self._hurry = threading.Event()
         """Ends the gathering and a back-off: somebody waits."""
         self._stopped = threading.Event()
@@ -125,8 +147,12 @@ class Writer:
         """Who takes it starts the thread. ``list.pop`` is atomic."""
         self._thread: threading.Thread | None = None
         self._deadline = float("inf")
-        """When a close gives up (monotonic seconds)."""
+        """When a close gives up on the database (monotonic seconds)."""
+        self._last_deadline = float("inf")
+        """When a close gives up on the spool."""
         self._database = OpenDatabase(self._url)
+        self._elsewhere: list[None] = []
+        """Has an item while the thread is in the database, and touches nothing of what waits. Who takes it has that."""
         self._forks: list[None] = []
         """One for each fork that is going on in some thread. Changed by append and pop alone, which are atomic."""
         self._resumed = threading.Event()
@@ -139,6 +165,9 @@ class Writer:
         self._heart = Heart(self._beat, self._heartbeat_interval, self.replica_id, self._stale_after)
         self._sweeper = Sweeper(self._stale_after)
         self._housekeeping = Housekeeping(self._keep)
+        self._spool = Spool(self._url, self._max_queue_size)
+        self._taking_up = TakingUp(self._spool)
+        self._spooled = 0
         self._failed = 0
 
     # Any thread.
@@ -179,8 +208,9 @@ class Writer:
     def close(self, timeout: float = 5.0) -> bool:
         """Writes what waits, ends the thread and closes the database; nothing can be put any more. Can be repeated.
 
-        Takes no longer than ``timeout`` seconds, whatever the database does. False, with a warning, where records
-        were lost by that or the thread is still in a call that cannot be interrupted.
+        Takes no longer than ``timeout`` seconds, whatever the database does; what it does not take by then is kept in
+        the spool. False, with a warning, where records were lost or the thread is still in a call that cannot be
+        interrupted.
         """
         ends = time.monotonic() + timeout
         self._closed = True
@@ -191,25 +221,34 @@ class Writer:
             return True
         if threading.current_thread() is self._thread:
             return False
-        margin = min(CLOSE_MARGIN, timeout / 4)
-        self._deadline = min(self._deadline, ends - margin)
+        self._last_deadline = min(self._last_deadline, ends - min(CLOSE_MARGIN, timeout / 4))
+        self._deadline = min(self._deadline, self._last_deadline - min(SPOOL_SECONDS, timeout / 4))
         lost = self._dropped()
         self._backlog.tell(Stop())
         self._hurry.set()
-        if not self._stopped.wait(max(0.0, ends - margin - time.monotonic())):
+        if not self._stopped.wait(max(0.0, self._deadline - time.monotonic())):
             self._database.interrupt()
+            if not self._stopped.wait(min(INTERRUPT_SECONDS, timeout / 10)) and self._take_over():
+                self._last_deadline = ends
+                self._backlog.drain()
+                self._save_what_waits()
+                self._end()
             self._stopped.wait(max(0.0, ends - time.monotonic()))
         thread = self._thread
         if thread is not None:
             thread.join(max(0.0, ends - time.monotonic()))
         if not self._stopped.is_set() or (thread is not None and thread.is_alive()):
-            logger.warning(
-                "The debug tables could not be closed within %.1f s: the database does not answer. "
-                "Records that were waiting may be lost.",
-                timeout,
-            )
+            logger.warning("The debug tables could not be closed within %.1f s: the database does not answer.", timeout)
             return False
         return self._dropped() == lost
+
+    def _take_over(self) -> bool:
+        """Whether the caller has what waits from now on: the thread is in a call that may never return."""
+        try:
+            self._elsewhere.pop()
+        except IndexError:
+            return False
+        return True
 
     def pause(self) -> None:
         """Before a fork: has the thread close the database, and keep it closed until `resume`.
@@ -247,15 +286,17 @@ class Writer:
     @property
     def stats(self) -> WriterStats:
         return WriterStats(
-            written=self._batch.written,
+            written=self._batch.written + self._taking_up.written,
+            spooled=self._spooled,
             dropped=self._dropped(),
             failed=self._failed + self._heart.failed + self._sweeper.failed + self._housekeeping.failed,
             queue_length=len(self._backlog),
+            queue_size=self._backlog.size,
             last_write_seconds=self._batch.last_write_seconds,
         )
 
     def _dropped(self) -> int:
-        return self._backlog.dropped + self._backlog.refused + self._batch.dropped
+        return self._backlog.dropped + self._backlog.refused + self._batch.dropped + self._taking_up.dropped
 
     def start(self) -> None:
         """Starts the thread, which opens the database, if it is not there. `put` does so by itself."""
@@ -285,17 +326,24 @@ class Writer:
     def _run(self) -> None:
         backlog = self._backlog
         with suppress_instrumentation():
+            taken_over = False
             try:
                 while not self._given_up and (not backlog.stopping or backlog.waits or self._batch):
                     self._wait()
                     self._stand_aside()
                     if self._late():
-                        self._discard()
-                    elif self._troubles.retry_at <= time.monotonic():
-                        self._work()
+                        self._save_what_waits()
+                    else:
+                        if self._troubles or backlog.crowded:
+                            self._hold()
+                        if self._troubles.retry_at <= time.monotonic():
+                            self._work()
+                    backlog.relieve()
                     self._settle()
                     self._tell_drops()
                 self._leave()
+            except _TakenOver:
+                taken_over = True
             except Exception:
                 self._failed += 1
                 logger.debug("otel_chatdebug: the writer's thread failed", exc_info=True)
@@ -303,13 +351,18 @@ class Writer:
                     "The writer of the debug tables failed, by an error of otel-chatdebug that is logged at debug."
                 )
             finally:
-                self._tell_drops(last=True)
                 self._database.close()
-                self._stopped.set()
-                backlog.drain()
-                self._discard()
-                self._settle()
-                backlog.stand_aside()
+                if not taken_over:
+                    self._end()
+
+    def _end(self) -> None:
+        """Nothing is written any more; whoever waits for us is told."""
+        self._tell_drops(last=True)
+        self._stopped.set()
+        self._backlog.drain()
+        self._discard()
+        self._settle()
+        self._backlog.stand_aside()
 
     def _leave(self) -> None:
         if self._given_up or self._late() or self._troubles.retry_at or not self._heart.is_known:
@@ -328,7 +381,7 @@ class Writer:
             if self._hurry.wait(max(0.0, wake - now)):
                 self._troubles.retry_at = 0.0
         elif not (backlog.waits or self._batch or backlog.stopping):
-            wake = min(self._heart.due, self._sweeper.due, self._housekeeping.due)
+            wake = min(self._heart.due, self._sweeper.due, self._taking_up.due, self._housekeeping.due)
             if backlog.take_first(max(0.0, wake - now)) and not backlog.called:
                 self._hurry.wait(GATHER_SECONDS)
         self._hurry.clear()
@@ -350,12 +403,37 @@ class Writer:
 
     def _discard(self) -> None:
         self._backlog.discard()
-        self._backlog.dropped += self._batch.discard()
+        self._backlog.dropped += len(self._batch.leftovers())
+
+    def _save_what_waits(self) -> None:
+        """The process ends, and the database is away: what has ended goes into the spool, and all else is dropped."""
+        self._deadline = self._last_deadline
+        backlog = self._backlog
+        backlog.hold(self._batch.leftovers(), 0)
+        for source in backlog.everything():
+            backlog.hold(self._read(source), 0)
+        records = backlog.all_held()
+        try:
+            kept = self._spool.keep(records, late=self._late)
+        except Exception as exc:
+            kept = 0
+            logger.warning("What waited could not be kept in %s: %s", self._spool.path, database.diagnose(exc)[1])
+        self._spooled += kept
+        backlog.dropped += len(records) - kept
+        if kept:
+            logger.warning(
+                "The debug tables in %s could not be written. %d records are kept in %s, until a process that records "
+                "into the same database starts.",
+                database.redacted(self._url),
+                kept,
+                self._spool.path,
+            )
 
     def _work(self) -> None:
         backlog = self._backlog
         try:
-            engine = self._database.engine()
+            with self._in_the_database():
+                engine = self._database.engine()
             if backlog.stopping:
                 self._database.hasten()
             for source in self._heart.collect():
@@ -363,33 +441,62 @@ class Writer:
                     source.queued = True
                     backlog.take(source)
             if not self._batch:
-                self._batch.add(self._read(backlog.batch(BATCH)))
-            self._batch.write(engine)
-            self._sweeper.heard_after(self._heart.write(engine))
-            if not backlog.stopping:
-                self._sweeper.sweep(engine)
-            if not backlog.waits and not backlog.stopping:
-                self._housekeeping.clean(engine, stop=lambda: backlog.arriving)
+                self._batch.add(self._next())
+            quiet = not backlog.waits and not backlog.stopping
+            with self._in_the_database():
+                self._batch.write(engine)
+                self._sweeper.heard_after(self._heart.write(engine))
+                if not backlog.stopping:
+                    self._sweeper.sweep(engine)
+                if quiet:
+                    self._taking_up.some(engine)
+                    self._housekeeping.clean(engine, stop=lambda: backlog.arriving)
+        except _TakenOver:
+            raise
         except Exception as exc:
             self._trouble(exc)
         else:
-            self._troubles.over()
+            if self._troubles.over():
+                self._taking_up.due = 0.0
         finally:
             self._loaded = True
 
-    def _read(self, batch: list[Source]) -> list[Record]:
-        records: list[Record] = []
-        for source in batch:
-            source.queued = False
-            if self._late():
-                self._backlog.dropped += 1
-                continue
-            try:
-                records.extend(source.records())
-            except Exception:
-                self._failed += 1
-                logger.debug("otel_chatdebug: the state of %s could not be read", type(source), exc_info=True)
+    @contextmanager
+    def _in_the_database(self) -> Iterator[None]:
+        """Around calls that may not return in time. What waits may be gone afterwards: then it raises `_TakenOver`."""
+        self._elsewhere.append(None)
+        try:
+            yield
+        finally:
+            if not self._take_over():
+                raise _TakenOver
+
+    def _next(self) -> list[Record]:
+        """The records of the next batch."""
+        records = self._backlog.next_records(BATCH, BATCH_SIZE)
+        if not records:
+            for source in self._backlog.next_sources(BATCH, BATCH_SIZE):
+                records.extend(self._read(source))
         return records
+
+    def _hold(self) -> None:
+        """Reads what has ended before it can be written: a record takes less memory than the bodies it is made of."""
+        for position, source in self._backlog.ended():
+            self._backlog.hold(self._read(source), position)
+            if self._hurry.is_set() or self._late():
+                return
+
+    def _read(self, source: Source) -> Sequence[Record]:
+        source.queued = False
+        if self._late():
+            self._backlog.dropped += 1
+            return ()
+        try:
+            return source.records()
+        except Exception:
+            self._failed += 1
+            logger.debug("otel_chatdebug: the state of %s could not be read", type(source), exc_info=True)
+            return ()
 
     def _trouble(self, exc: Exception) -> None:
         fault, reason = database.diagnose(exc)
@@ -399,6 +506,8 @@ class Writer:
             return
         if fault is not Fault.LOCKED:
             self._database.close()
+        if self._backlog.stopping and fault is Fault.AWAY:
+            self._save_what_waits()  # it will hardly come back within these seconds, which are the user's
         self._troubles.struck(fault, reason, hurry=self._backlog.stopping)
 
     def _give_up(self, reason: str) -> None:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,7 @@ class Postgres(Server):
             self._ready,
             self._folder / "postgres.log",
             stop_signal=signal.SIGINT,  # SIGTERM would wait for the clients to leave
-            # A group of its own, so that `kill` and `freeze` reach all of its processes.
-            start_new_session=True,
+            start_new_session=True,  # what the terminal sends to us is not for it
             preexec_fn=_end_with_us,
             **self._as,
         )
@@ -167,15 +166,23 @@ class Postgres(Server):
 
     def freeze(self) -> None:
         """All of its processes stand still until `thaw`: connections stay, and nobody answers."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        os.killpg(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the server first, so that it starts none meanwhile, and to its children: each has a group of its own."""
+        os.kill(self.pid, number)
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        for child in children.read_text().split() if children.exists() else []:
+            with suppress(ProcessLookupError):
+                os.kill(int(child), number)
 
     def kill(self) -> None:
         """SIGKILL to all of its processes: what a crash leaves."""
         if self.running:
-            os.killpg(self.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
         super().kill()
 
     def remove(self) -> None:

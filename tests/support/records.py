@@ -118,6 +118,11 @@ def run_record(id: str = "run", **more: Any) -> RunRecord:
     )
 
 
+def ended_run(id: str = "run", **more: Any) -> RunRecord:
+    """A completed run."""
+    return run_record(id, **({"rank": 3, "status": Status.COMPLETED, "finished_at": NOW + 1} | more))
+
+
 def step_record(id: str = "step", **more: Any) -> StepRecord:
     """An open first step of the run "run"."""
     known = {"run_id": "run", "rank": 0, "status": Status.IN_PROGRESS, "step_number": 1, "started_at": NOW}

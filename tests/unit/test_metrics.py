@@ -36,12 +36,16 @@ def observed(reader: InMemoryMetricReader) -> dict[str, Any]:
 
 
 def test_each_count_of_the_writer_is_observed(reader: InMemoryMetricReader) -> None:
-    stats = WriterStats(written=7, dropped=2, failed=0, queue_length=3, last_write_seconds=0.25)
+    stats = WriterStats(
+        written=7, spooled=4, dropped=2, failed=0, queue_length=3, queue_size=9, last_write_seconds=0.25
+    )
     metrics.observe("test", lambda: stats)
     found = observed(reader)
     assert found[metrics.WRITTEN] == [7]
     assert found[metrics.DROPPED] == [2]
     assert found[metrics.QUEUE] == [3]
+    assert found[metrics.QUEUE_SIZE] == [9]
+    assert found[metrics.SPOOLED] == [4]
     assert found[metrics.LATENCY] == [0.25]
 
 

@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,34 +20,14 @@ import pytest
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_chatdebug import settings
-from otel_chatdebug.records import Record
 from otel_chatdebug.tables import database, migrations, opened, queries, troubles
 from otel_chatdebug.tables.writer import Beat, Keep, Writer
 from tests.support import leaks
-from tests.support.records import NOW, attempt_content, attempt_record, run_record, step_content, step_record
+from tests.support.records import NOW, attempt_content, attempt_record, ended_run, run_record, step_content, step_record
+from tests.support.sources import Live
 
 SOON = 10.0
 """Seconds that a test waits for what must come, on a machine that others use, too."""
-
-
-class Live:
-    """A source: its records, or what raises instead."""
-
-    def __init__(
-        self,
-        *records: Record,
-        final: bool = False,
-        queued: bool = True,
-        before: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.final = final
-        self.queued = queued
-        self.told = records
-        self.before = before
-
-    def records(self) -> Sequence[Record]:
-        self.before()
-        return self.told
 
 
 @pytest.fixture
@@ -484,7 +464,7 @@ def test_memory_is_bounded_and_what_is_in_progress_is_dropped_first(
     other = locked(path)
     writer.put(Live(run_record("in work")))
     wait_for(lambda: writer.stats.queue_length == 0)
-    final_ones = [Live(run_record(f"final {number}"), final=True) for number in range(10)]
+    final_ones = [Live(ended_run(f"final {number}"), final=True) for number in range(10)]
     open_ones = [Live(run_record(f"open {number}")) for number in range(30)]
     # The first final ones are older than any in progress, and stay all the same.
     for source in final_ones[:5] + open_ones[:5] + final_ones[5:] + open_ones[5:]:
@@ -493,7 +473,6 @@ def test_memory_is_bounded_and_what_is_in_progress_is_dropped_first(
     wait_for(lambda: writer.stats.queue_length == 10)
     assert writer.stats.dropped == 30
     assert not any(source.queued for source in open_ones)
-    assert all(source.queued for source in final_ones)
     other.close()
     assert writer.flush(SOON)
     assert ids(path) == sorted([f"final {number}" for number in range(10)] + ["first", "in work"])
@@ -536,6 +515,38 @@ def test_a_close_whose_time_is_over_reads_no_more_sources(make: Callable[..., Wr
     wait_for(lambda: writer._stopped.is_set())
     assert read == []
     assert writer.stats.dropped == 5
+
+
+def test_a_close_keeps_what_waits_though_the_thread_is_in_a_call_that_does_not_return(
+    make: Callable[..., Writer], path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Importing on a machine that is busy, a folder on a network that is gone."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    opening, go_on = threading.Event(), threading.Event()
+    upgrade = migrations.upgrade
+
+    def stuck(engine: Any) -> Any:
+        opening.set()
+        assert go_on.wait(SOON)
+        return upgrade(engine)
+
+    writer = make()
+    with monkeypatch.context() as patched:
+        patched.setattr(migrations, "upgrade", stuck)
+        for number in range(3):
+            writer.put(Live(ended_run(str(number)), final=True))
+        assert opening.wait(SOON)
+        writer.put(Live(ended_run("later"), final=True))
+        assert not writer.close(5.0)
+        assert writer.flush(SOON)
+        assert (writer.stats.spooled, writer.stats.dropped) == (4, 0)
+        go_on.set()
+        wait_for(lambda: writer._thread is not None and not writer._thread.is_alive())
+    assert ids(path) == []  # the thread, come back, wrote nothing of it
+    other = make()
+    other.start()
+    wait_for(lambda: other.stats.written == 4)
+    assert ids(path) == ["0", "1", "2", "later"]
 
 
 def test_close_interrupts_a_statement_that_does_not_end(make: Callable[..., Writer], path: Path) -> None:
