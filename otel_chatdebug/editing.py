@@ -55,7 +55,8 @@ def delete_chat(chat_id: str, *, started_before: datetime | None = None, databas
     ``started_before``: only of runs that started before it, see `cutoff_from`; default: all. A step of this chat within
     a run of another chat goes as well, and the rest of that run stays. Returns the numbers of what was deleted,
     ``(runs, steps, attempts)``: zeros where there was nothing, or no database yet. Runs of this process that are still
-    open are not recorded any further; of other processes' runs rows may come back, see `schedule_cleanup`.
+    open are not recorded any further. Another process notices with its next heartbeat that an open run of its own was
+    deleted; until then it may write rows of it, see `schedule_cleanup`.
 
     Blocks while it talks to the database (in async code: ``await asyncio.to_thread(delete_chat, ...)``). Any thread.
     Raises what the database raises. ``database_url`` defaults to the one that is recorded into.
@@ -121,9 +122,9 @@ def schedule_cleanup(
     """Has `delete_chat` (or with ``message_id`` `delete_after_message`) performed in the background, ``tries`` times.
 
     The first time at once, then after ``delay`` seconds, then after twice as many, and so on: by default after 0, 1, 3,
-    7 and 15 s. A turn that is running in another process may write its last rows meanwhile, which the next time finds;
-    what an earlier time found is removed again, whatever it looks like then. ``started_before`` has to be given, so
-    that the turn that replaces the old one is never deleted: ``cutoff_from(updated_at)``.
+    7 and 15 s. A turn that is running in another process may write rows meanwhile, which the next time finds; what an
+    earlier time found is removed again, whatever it looks like then. ``started_before`` has to be given, so that the
+    turn that replaces the old one is never deleted: ``cutoff_from(updated_at)``.
 
     Returns at once, and never raises for the database: a time that fails is one of the ``tries``; if the last one
     fails, a warning says so. The handle has ``wait(timeout=None)``, which is True when all is done, ``done``,

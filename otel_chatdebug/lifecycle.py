@@ -300,6 +300,7 @@ def _beat() -> Beat:
         ids,
         service_name=recorder.service_name,
         inspection_url=_inspection_url,
+        deleted=lambda ids: disown(ids, ()),
     )
 
 

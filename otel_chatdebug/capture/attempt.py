@@ -631,6 +631,8 @@ class Attempt:
 
     def records(self) -> Sequence[Record]:
         """Its row, its content and, for a step's last attempt, the step's messages. Called by the writer's thread."""
+        if self.permit.allowed is False:
+            return []
         self.recorder.inbox.fold()  # the call may hang, and its step has not been told of it then
         record: AttemptRecord = self.recorder.inbox.reading(self.record)
         self._updated_us = record.updated_at = self.recorder.tick(self._updated_us)

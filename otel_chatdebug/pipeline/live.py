@@ -386,6 +386,8 @@ class LiveRun:
 
     def records(self) -> Sequence[Record]:
         """Called by the writer's thread."""
+        if self.permit.allowed is False:
+            return []
         return outgoing.records(self.recorder.redact, [self.row()])
 
     def row(self) -> RunRecord:

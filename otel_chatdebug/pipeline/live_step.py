@@ -389,6 +389,8 @@ class LiveStep:
 
     def records(self) -> Sequence[Record]:
         """Called by the writer's thread."""
+        if self.permit.allowed is False:  # since it was put into the queue: its rows have been deleted
+            return []
         record: StepRecord = self.recorder.inbox.reading(self.record)
         self._updated_us = record.updated_at = self.recorder.tick(self._updated_us)
         found: list[Record] = [record]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_chatdebug.records import Record
@@ -62,6 +62,8 @@ class Beat(NamedTuple):
     service_name: str | None = None
     inspection_url: str | None = None
     """Where this process can be asked what it is doing."""
+    deleted: Callable[[Collection[str]], object] | None = None
+    """Hears which of the runs somebody has deleted: they are not to be told any more."""
 
 
 class Heart:
@@ -80,6 +82,9 @@ class Heart:
         self._alive: Beat | None = None
         self._beaten_at = self._written_at = float("-inf")
         self._told: Mapping[str, Outcome] = {}
+        self._seen: Collection[str] = ()
+        """The runs that the last beat has found in the table of `_seen_in`."""
+        self._seen_in: Engine | None = None
         self._told_of_itself: tuple[str | None, str | None] | None = None
         self.failed = 0
 
@@ -108,7 +113,7 @@ class Heart:
         Returns how many seconds ago the database had heard of this process before; None where nothing was written, or
         it never had.
         """
-        from otel_chatdebug.tables import liveness, replicas
+        from otel_chatdebug.tables import deletion, liveness, replicas
 
         alive, self._alive = self._alive, None
         if alive is None:
@@ -125,6 +130,13 @@ class Heart:
                 connection, self._replica, service_name=alive.service_name, inspection_url=alive.inspection_url
             )
             untouched = liveness.heartbeat(connection, runs=alive.runs, steps=alive.steps, attempts=alive.attempts)
+            there = deletion.told_runs(connection, alive.runs)
+            before = self._seen if engine is self._seen_in else ()  # another database has none of them
+            deleted = [id for id in alive.runs if id in before and id not in there]
+            deletion.remove_runs(connection, deleted)  # what this process has written of them since
+        self._seen, self._seen_in = there, engine
+        if deleted and alive.deleted is not None:
+            alive.deleted(deleted)
         self._written_at, self._told_of_itself = now, itself
         for id, why in untouched.items():
             if self._told.get(id) is not why:

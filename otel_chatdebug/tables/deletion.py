@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, and_, delete, func, select
 
+from otel_chatdebug.records import Source
 from otel_chatdebug.tables import database, schema
 from otel_chatdebug.tables.counts import Deleted
 from otel_chatdebug.tables.database import Fault
@@ -113,11 +114,26 @@ def remove_runs(connection: Connection, ids: Collection[str]) -> Deleted:
 
     Parents first, as `merge.write` writes them: two transactions that meet then wait, and seldom deadlock.
     """
+    if not ids:
+        return Deleted()
     ids = sorted(ids)
     removed = [connection.execute(delete(schema.runs).where(schema.runs.c.id.in_(ids))).rowcount]
     for table in (schema.steps, schema.attempts, schema.step_contents, schema.attempt_contents):
         removed.append(connection.execute(delete(table).where(table.c.run_id.in_(ids))).rowcount)
     return Deleted(*removed[:3])
+
+
+def told_runs(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Those of the runs that have a row of their own. A stub is none: only a child has told of it.
+
+    By this a process knows that somebody has deleted a run which is open in it, also where it has written a child of
+    the run since.
+    """
+    found: set[str] = set()
+    for some in _pieces(ids):
+        own = select(schema.runs.c.id).where(schema.runs.c.id.in_(some), schema.runs.c.source > Source.STUB)
+        found.update(connection.scalars(own))
+    return found
 
 
 def count_runs(connection: Connection, ids: Collection[str]) -> Deleted:

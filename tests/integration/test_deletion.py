@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ from sqlalchemy import Engine, select
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug import Deleted, editing, lifecycle, repeating, scopes
+from otel_chatdebug.demo.provider import Behaviour, Provider
 from otel_chatdebug.records import AttemptRank, Record
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import database, deletion, merge, migrations, schema
+from otel_chatdebug.tables.chores import Beat, Heart
 from otel_chatdebug.tables.deletion import Deletion
+from tests.support.apps import started, until
 from tests.support.postgres import Postgres
 from tests.support.recording import Model
 from tests.support.records import NOW, attempt_content, attempt_record, run_record, step_content, step_record
@@ -256,6 +260,73 @@ def test_what_was_recorded_a_moment_ago_goes_too(recorded: str, engine: Engine) 
     assert chatdebug.delete_chat("c").runs == 20
     chatdebug.flush()
     assert left(engine) == []
+
+
+def test_a_run_of_another_process_is_not_told_any_further_once_that_has_noticed(
+    database_url: str, engine: Engine, chatdebug_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its next heartbeat: deleted once, without any repetition, its stream goes on and nothing comes back."""
+    monkeypatch.setenv("OTEL_CHATDEBUG_DATABASE_URL", database_url)
+    stuck = Behaviour(chunks=5, stall_after=3)
+    with Provider() as provider:
+        provider.script(stuck)
+        with started(
+            """
+            from otel_chatdebug import lifecycle
+            with chatdebug.run(chat_id="c") as run:
+                response = open_stream()
+                pieces = response.iter_raw()
+                next(pieces)
+                (live,) = lifecycle._armed.recorder.open_runs.values()
+                while live.permit.allowed:
+                    threading.Event().wait(0.02)
+                say("noticed")
+                for _ in pieces:
+                    pass
+                call()
+            say(run.status)
+            """,
+            provider.url,
+        ) as app:
+            # Not before its heartbeat has seen it: what is deleted sooner is a matter of the repetitions.
+            first = until(lambda: beaten(engine))
+            until(lambda: beaten(engine) != first)
+            assert chatdebug.delete_chat("c", database_url=database_url) == (1, 1, 1)
+            app.wait_for("noticed")
+            stuck.release()
+            assert app.wait_for("completed") == ""
+            assert app.ended().returncode == 0
+    assert left(engine) == []
+
+
+def beaten(engine: Engine) -> list[int | None]:
+    with engine.connect() as connection:
+        return list(connection.scalars(select(schema.runs.c.heartbeat_at)))
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_heartbeat_tells_that_a_run_was_deleted_also_where_a_child_has_brought_a_stub_of_it(
+    comes_back: bool, engine: Engine
+) -> None:
+    told: list[str] = []
+    heart = Heart(lambda: Beat(runs=["1", "2"], deleted=told.extend), 0.0, "replica")
+
+    def beat() -> None:
+        heart.collect()
+        heart.write(engine)
+
+    write(engine, *turn("1"))
+    beat()  # the second one has not been written yet, which is no deletion
+    assert told == []
+    write(engine, *turn("2", "other"))
+    beat()
+    assert told == []
+    chatdebug.delete_chat("c", database_url=engine.url.render_as_string(hide_password=False))
+    if comes_back:
+        write(engine, *late_rows("1"))
+    beat()
+    assert told == ["1"]
+    assert left(engine) == ["2"]
 
 
 def late_rows(name: str) -> list[Record]:
