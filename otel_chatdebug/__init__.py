@@ -6,6 +6,7 @@ chat_id=...)``.
 
 from __future__ import annotations
 
+from otel_chatdebug.by_id import finish_run, touch_run
 from otel_chatdebug.configuration import configure, set_stale_after, shutdown
 from otel_chatdebug.editing import Cleanup, cutoff_from, delete_after_message, delete_chat, schedule_cleanup
 from otel_chatdebug.lifecycle import flush
@@ -30,6 +31,7 @@ __all__ = [
     "cutoff_from",
     "delete_after_message",
     "delete_chat",
+    "finish_run",
     "flush",
     "reuse_step",
     "run",
@@ -37,4 +39,5 @@ __all__ = [
     "set_stale_after",
     "shutdown",
     "step",
+    "touch_run",
 ]

@@ -13,10 +13,10 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from time import time_ns
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry._logs import LoggerProvider
@@ -38,6 +38,9 @@ from otel_chatdebug.status import Status, classify_error
 from otel_chatdebug.tables import consent
 from otel_chatdebug.tables.chores import heartbeat_interval
 from otel_chatdebug.tables.writer import Beat, Keep, Writer
+
+if TYPE_CHECKING:
+    from otel_chatdebug.tables.merge import Numbered
 
 logger = logging.getLogger("otel_chatdebug")
 
@@ -119,6 +122,7 @@ def arm(
                 heartbeat_interval=heartbeat_interval(settings.stale_after),
                 beat=_beat,
                 stale_after=settings.stale_after,
+                numbered=_numbered,
                 keep=Keep(settings.retention_days, settings.content_retention_days, settings.max_size),
                 max_queue_size=settings.max_queue_size,
             )
@@ -302,6 +306,19 @@ def _beat() -> Beat:
         inspection_url=_inspection_url,
         deleted=lambda ids: disown(ids, ()),
     )
+
+
+def _numbered(steps: Sequence[Numbered]) -> None:
+    """Called by the writer's thread: other processes number steps of the same runs."""
+    armed = _armed
+    if armed is None:
+        return
+    recorder = armed.recorder
+    for step in steps:
+        run = recorder.open_runs.get(step.run_id)
+        if run is not None:
+            recorder.inbox.emit(run, ScopeEvent.NUMBERED, time_ns(), step)
+    recorder.inbox.wake()
 
 
 def _recorded(live: Mapping[str, Any]) -> dict[str, Any]:

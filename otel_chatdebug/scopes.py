@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextvars import Token
@@ -38,8 +39,11 @@ from otel_chatdebug.pipeline.opening import (
     start_step,
     with_values,
 )
+from otel_chatdebug.pipeline.permits import DELETED
 from otel_chatdebug.pipeline.recorder import Recorder, active
-from otel_chatdebug.status import RunKind, Status
+from otel_chatdebug.status import Outcome, RunKind, Status
+
+logger = logging.getLogger("otel_chatdebug")
 
 F = TypeVar("F", bound=Callable[..., Any])
 L = TypeVar("L", LiveRun, LiveStep)
@@ -151,21 +155,25 @@ class _Scope(Generic[L]):
         usage: dict[str, int] | None = None,
         error: BaseException | dict[str, Any] | str | None = None,
         metadata: dict[str, Any] | None = None,
-    ) -> bool:
+    ) -> Outcome:
         """Says how it ended. Callable repeatedly: a lower status is ignored, an equal one updates, completed clears the
         error.
 
         ``status`` defaults to ``completed``, or to what ``error`` is classified as; ``in_progress`` is lower than all
         and ends nothing. ``response`` is kept as the step's response, ``usage`` overrides token counts
         (``input_tokens``, ...), ``metadata`` is added. Inside of its ``with`` block the scope goes on until the block
-        is left. Returns whether it was recorded: False where nothing is, where it belongs to another process, or after
-        ``shutdown()``. A status that is none is a ``ValueError``.
+        is left. A status that is none is a ``ValueError``.
+
+        Returns an `Outcome`, which is true where it was recorded. Else it says why not: ``ALREADY_FINISHED`` with a
+        higher status (only the status is ignored then), ``NOT_FOUND`` (its rows were deleted meanwhile), or
+        ``NOT_RECORDING`` (nothing is, or the handle belongs to another process, or to before ``shutdown()``).
         """
         said_status = None if status is None else Status(status)
         self._start()
         live = self._live
-        if live is None:
-            return False
+        if live is None or live.permit.allowed is False:
+            deleted = live is not None and live.permit is DELETED
+            return self._told(Outcome.NOT_FOUND if deleted else Outcome.NOT_RECORDING)
         try:
             recorder = live.recorder
             told = self._tell_error(recorder, error)
@@ -181,12 +189,18 @@ class _Scope(Generic[L]):
                 metadata=None if metadata is None else recorder.redactor.json_value(dict(metadata)),
                 ends=not self._scoped and said_status is not Status.IN_PROGRESS,
             )
+            ignored = said_status.priority < live.status.priority
             recorder.inbox.emit(live, ScopeEvent.SAID, time_ns(), said)
             recorder.inbox.settle()
         except Exception:
             fault("finish")
-            return False
-        return True
+            return self._told(Outcome.NOT_RECORDING)
+        return self._told(Outcome.ALREADY_FINISHED if ignored else Outcome.RECORDED)
+
+    def _told(self, outcome: Outcome) -> Outcome:
+        if not outcome:
+            logger.debug("otel_chatdebug: finish() of the %s %s: %s", type(self).__name__.lower(), self.id, outcome)
+        return outcome
 
     @staticmethod
     def _tell_error(recorder: Recorder, error: BaseException | dict[str, Any] | str | None) -> dict[str, Any] | None:

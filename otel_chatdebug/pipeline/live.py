@@ -42,6 +42,9 @@ class ScopeEvent(Enum):
     """The scope was left; the payload is an `Exit`."""
     SAID = auto()
     """``finish()`` was called; the payload is a `Said`."""
+    NUMBERED = auto()
+    """A step of a run got another number than it proposed, when its row was inserted; the payload has its ``id`` and
+    its ``number``."""
     ABANDONED = auto()
     """Nobody holds it any more, and it was neither left nor finished."""
     SHUTDOWN = auto()
@@ -185,8 +188,8 @@ class LiveRun:
     """One run of this process, until it is finished and nobody can correct it any more."""
 
     __slots__ = (
-        "__weakref__", "_auto", "_endpoint", "_exit", "_last_outcome", "_left_ns", "_metadata", "_model", "_provider",
-        "_said", "_scope_open", "_steps", "_totals", "_updated_us", "chat_id", "error", "final",
+        "__weakref__", "_auto", "_endpoint", "_exit", "_highest_number", "_last_outcome", "_left_ns", "_metadata",
+        "_model", "_provider", "_said", "_scope_open", "_steps", "_totals", "_updated_us", "chat_id", "error", "final",
         "finished_ns", "first_message", "given", "id", "kind", "numbers", "permit", "queued", "recorder", "span",
         "span_context", "span_id", "started_ns", "status", "trace_id", "watch",
     )  # fmt: skip
@@ -224,6 +227,8 @@ class LiveRun:
         self.final = False
         self.queued = False
         self.numbers = itertools.count(1)
+        """What the next steps propose."""
+        self._highest_number = 0
         self._auto = kind == RunKind.AUTO
         self._scope_open = scoped
         self._exit: Exit = NORMAL_EXIT
@@ -247,6 +252,9 @@ class LiveRun:
             self._left(at, payload)
         elif event is ScopeEvent.SAID:
             self._say(at, payload)
+        elif event is ScopeEvent.NUMBERED:
+            self._follow(payload.id, payload.number)
+            return  # nothing of it is for the row
         elif event is ScopeEvent.ABANDONED:
             if self._scope_open:
                 self._left(self._last_moment(), Exit(Status.INTERRUPTED))
@@ -261,8 +269,19 @@ class LiveRun:
 
     def step_started(self, step: LiveStep) -> None:
         self._steps[step.id] = step
+        self._highest_number = max(self._highest_number, step.number)
         self._totals[step.id] = (None, False)
         self.recorder.mark(self)
+
+    def _follow(self, step_id: str, number: int) -> None:
+        """Somebody else numbers steps of this run, too: the next proposal is above what is known to be taken."""
+        step = self._steps.get(step_id)
+        if step is not None:
+            step.number = number
+        if number > self._highest_number:
+            # A step that starts in another thread at this moment may propose a number that is taken. It gets another.
+            self._highest_number = number
+            self.numbers = itertools.count(number + 1)
 
     def step_changed(self, step: LiveStep, at: int) -> None:
         """A step has an outcome, or another one than before."""

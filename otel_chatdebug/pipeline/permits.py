@@ -94,6 +94,8 @@ class Permit:
 
 ALLOWED: Final = Permit(True)
 REFUSED: Final = Permit(False)
+DELETED: Final = Permit(False)
+"""It was recorded, and its rows were deleted."""
 
 
 class Gate:

@@ -22,7 +22,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, StatusCo
 from otel_chatdebug.attributes import SCHEMA_URL, encodable
 from otel_chatdebug.pipeline import outgoing
 from otel_chatdebug.pipeline.inbox import Inbox
-from otel_chatdebug.pipeline.permits import ALLOWED, REFUSED, Gate, Permit
+from otel_chatdebug.pipeline.permits import ALLOWED, DELETED, Gate, Permit
 from otel_chatdebug.records import Record
 from otel_chatdebug.redaction import Redactor, UserRedactor
 from otel_chatdebug.settings import Settings
@@ -172,11 +172,11 @@ class Recorder:
         for run in self.open_runs.values():
             if run.id in runs:
                 self._permits_matter = found = True
-                run.permit = REFUSED
+                run.permit = DELETED
         for step in self.open_steps.values():
             if step.id in steps or step.run_id in runs:
                 self._permits_matter = found = True
-                step.permit = REFUSED
+                step.permit = DELETED
         return found
 
     def start_span(

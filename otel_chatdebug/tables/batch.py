@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from otel_chatdebug.records import Record
@@ -14,13 +14,17 @@ from otel_chatdebug.tables.database import Fault
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from otel_chatdebug.tables.merge import Numbered
+
 logger = logging.getLogger("otel_chatdebug")
 
 
 class Batch:
     """The records that are being written, from one trouble of the database to the next. The writer's thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbered: Callable[[Sequence[Numbered]], None] = lambda steps: None) -> None:
+        self._numbered = numbered
+        """Hears of steps that were given another number than the one that they proposed."""
         self._chunks: list[list[Record]] = []
         """The last one is next."""
         self.written = 0
@@ -51,7 +55,7 @@ class Batch:
             started = time.monotonic()
             try:
                 with engine.begin() as connection:
-                    merge.write(connection, chunk)
+                    numbered = merge.write(connection, chunk)
             except Exception as exc:
                 fault, reason = database.diagnose(exc)
                 if fault is not Fault.RECORD:
@@ -65,6 +69,8 @@ class Batch:
             else:
                 self._chunks.pop()
                 self.written += len(chunk)
+                if numbered:
+                    self._numbered(numbered)
                 self.last_write_seconds = time.monotonic() - started
 
     def _drop(self, record: Record, reason: str) -> None:

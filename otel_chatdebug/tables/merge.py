@@ -15,7 +15,7 @@ a record of the lowest key, which the parent's own first word replaces.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import chain
 from operator import attrgetter
@@ -84,9 +84,18 @@ _KINDS: dict[type[Record], _Kind] = {
 }
 
 
-def write(connection: Connection, batch: Iterable[Record]) -> None:
+class Numbered(NamedTuple):
+    """A step that was given another number than the one that its record proposed."""
+
+    id: str
+    run_id: str
+    number: int
+
+
+def write(connection: Connection, batch: Iterable[Record]) -> list[Numbered]:
     """Merges the records into the tables, within the caller's transaction. Any order, any repetition.
 
+    Returns the steps whose number is not the proposed one: their process goes on counting from there.
     Raises what the database raises, and ``TypeError``, ``ValueError`` and the like for a record that holds what it
     must not; the caller rolls back then.
     """
@@ -103,6 +112,7 @@ def write(connection: Connection, batch: Iterable[Record]) -> None:
             upsert = _Upsert.of(_KINDS[kind], connection.dialect)
             # Sorted: the numbers of a batch are given in their order, and rows are locked in the same order by all.
             connection.exec_driver_sql(upsert.sql, [upsert.row(record) for record in _in_order(folded[kind].values())])
+    return _renumbered(connection, folded[StepRecord])
 
 
 def stub_run(child: StepRecord | AttemptRecord) -> RunRecord:
@@ -134,6 +144,18 @@ def stub_step(child: AttemptRecord) -> StepRecord:
         started_at=child.started_at,
         chat_id=child.chat_id,
     )
+
+
+def _renumbered(connection: Connection, told: Mapping[str, Record]) -> list[Numbered]:
+    steps = {id: step for id, step in told.items() if isinstance(step, StepRecord) and step.source != Source.STUB}
+    ids, table = list(steps), schema.steps
+    found = []
+    for start in range(0, len(ids), IDS_PER_SELECT):
+        query = select(table.c.id, table.c.run_id, table.c.step_number)
+        for row in connection.execute(query.where(table.c.id.in_(ids[start : start + IDS_PER_SELECT]))):
+            if row.step_number is not None and row.step_number != steps[row.id].step_number:
+                found.append(Numbered(*row))
+    return found
 
 
 def _fold(known: dict[str, Record], record: Record) -> None:

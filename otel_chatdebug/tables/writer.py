@@ -27,6 +27,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -39,6 +40,9 @@ from otel_chatdebug.tables.database import DatabaseError, Fault
 from otel_chatdebug.tables.opened import OpenDatabase
 from otel_chatdebug.tables.spool import Spool
 from otel_chatdebug.tables.troubles import Troubles
+
+if TYPE_CHECKING:
+    from otel_chatdebug.tables.merge import Numbered
 
 __all__ = ["Beat", "Keep", "Source", "Writer", "WriterStats"]
 
@@ -108,6 +112,8 @@ class Writer:
     ``heartbeat_interval`` seconds and says what is open. What had no heartbeat for ``stale_after`` seconds is swept
     from time to time; None sweeps nothing. ``keep`` bounds what is kept; default: no bounds.
     ``max_queue_size`` (bytes) bounds what waits.
+    ``numbered`` hears, in the thread, of steps that were given another number than the one that they proposed; it must
+    not raise.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class Writer:
         stale_after: float | None = None,
         keep: Keep | None = None,
         max_queue_size: int = MAX_QUEUE_SIZE,
+        numbered: Callable[[Sequence[Numbered]], None] = lambda steps: None,
     ) -> None:
         self.replica_id = replica_id
         self._url = database.absolute(url)
@@ -128,6 +135,7 @@ class Writer:
         self._stale_after = stale_after
         self._keep = keep or Keep()
         self._max_queue_size = max_queue_size
+        self._numbered = numbered
         self._closed = False
         self._given_up = False
         self._reset()
@@ -160,7 +168,7 @@ class Writer:
         # The thread's own.
         self._loaded = False
         """All that the thread imports is imported: it has worked once. Written by the thread, read by `pause`."""
-        self._batch = Batch()
+        self._batch = Batch(self._numbered)
         self._troubles = Troubles(self._url)
         self._heart = Heart(self._beat, self._heartbeat_interval, self.replica_id, self._stale_after)
         self._sweeper = Sweeper(self._stale_after)

@@ -24,6 +24,7 @@ SERVERS = [block for block in blocks("docs/frameworks.md", "python") if "app = "
 SCRIPTS = [
     *blocks("README.md", "python"),
     *blocks("docs/why.md", "python"),
+    *blocks("docs/shared.md", "python"),
     *(block for block in blocks("docs/frameworks.md", "python") if block not in SERVERS),
 ]
 

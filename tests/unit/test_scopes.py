@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 import otel_chatdebug as chatdebug
-from otel_chatdebug import Status, lifecycle
+from otel_chatdebug import Outcome, Status, lifecycle
 from otel_chatdebug.pipeline.opening import RUN, STEP
 from otel_chatdebug.records import AttemptRank
 from tests.support.recording import BODY, URL, Model, Recording, answer, recording, stream
@@ -418,7 +418,7 @@ def test_attach_can_be_entered_in_many_threads_at_once(record: Recording, model:
         thread.start()
     for thread in threads:
         thread.join()
-    assert run.finish() is True
+    assert run.finish() is Outcome.RECORDED
     assert len(record.of_run(run)) == 4
     assert record.run.status is Status.COMPLETED
 
@@ -538,7 +538,9 @@ def test_finish_can_be_called_repeatedly(
     """A lower status is ignored, an equal one updates, completed clears the error."""
     scope = make()
     with scope if inside else nullcontext():
-        assert [scope.finish(what, error=error) for what, error in said] == [True] * len(said)
+        for what, error in said:
+            lower = what is not None and Status(what).priority < scope.status.priority
+            assert scope.finish(what, error=error) is (Outcome.ALREADY_FINISHED if lower else Outcome.RECORDED)
     row = record.get(scope.id)
     assert (scope.status, row.status) == (status, status)
     assert (None if row.error is None else row.error["message"]) == message
@@ -557,9 +559,9 @@ def test_a_finished_scope_can_be_corrected_upwards_after_its_block(make: Callabl
     with pytest.raises(ValueError, match="v"), make() as scope:
         raise ValueError("v")
     assert scope.status is Status.ERROR
-    assert scope.finish("interrupted") is True
+    assert scope.finish("interrupted") is Outcome.ALREADY_FINISHED
     assert record.get(scope.id).status is Status.ERROR
-    assert scope.finish("completed") is True
+    assert scope.finish("completed") is Outcome.RECORDED
     row = record.get(scope.id)
     assert (row.status, row.error, scope.status) == (Status.COMPLETED, None, Status.COMPLETED)
 
@@ -1274,7 +1276,7 @@ def test_where_nothing_is_recorded_a_scope_does_nothing_but_has_an_id(make: Call
     scope = make()
     with scope:
         assert current() == NOTHING
-        assert scope.finish("completed") is False
+        assert scope.finish("completed") is Outcome.NOT_RECORDING
     assert scope.id == scope.id
     assert len(scope.id) in (16, 32)
     assert make().id != scope.id
@@ -1291,7 +1293,7 @@ def test_a_handle_from_before_a_shutdown_is_inert_after_it(make: Callable[[], An
         scope = make()
         with scope:
             lifecycle.disarm()
-            assert scope.finish("completed") is False
+            assert scope.finish("completed") is Outcome.NOT_RECORDING
             Model().call()
         assert record.get(scope.id).status is Status.INTERRUPTED
         assert current() == NOTHING
