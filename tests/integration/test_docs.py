@@ -25,6 +25,7 @@ SCRIPTS = [
     *blocks("README.md", "python"),
     *blocks("docs/why.md", "python"),
     *blocks("docs/shared.md", "python"),
+    *blocks("docs/operations.md", "python"),
     *(block for block in blocks("docs/frameworks.md", "python") if block not in SERVERS),
 ]
 

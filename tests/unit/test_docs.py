@@ -13,11 +13,14 @@ from xml.etree import ElementTree
 import pytest
 
 import otel_chatdebug as chatdebug
+from otel_chatdebug import editing
 from otel_chatdebug.capture.states import MOVES, EndReason, Event, Move, State
 from otel_chatdebug.lifecycle import SHUTDOWN_SECONDS
+from otel_chatdebug.pipeline import permits
 from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.scopes import Run
 from otel_chatdebug.settings import Settings
+from otel_chatdebug.tables import chores
 from tests.support.markdown import ROOT, anchors, blocks, links
 
 PAGES = [
@@ -26,6 +29,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/why.md",
     "docs/frameworks.md",
+    "docs/operations.md",
     "docs/secrets.md",
     "docs/telemetry.md",
     "docs/usage.md",
@@ -150,10 +154,27 @@ def test_numbers_in_the_readme_are_the_code_s() -> None:
     defaults = Settings()
     assert f"{limit:,} bytes of each body" in text
     assert f"rows for {defaults.retention_days:g} days" in text
+    assert defaults.content_retention_days == defaults.retention_days
     assert f"up to {defaults.max_size // 1024**3} GiB" in text
     assert f"up to {SHUTDOWN_SECONDS:g} s" in text
     assert hasattr(Run, "attach")
     assert hasattr(Run, "finish")
+
+
+def test_numbers_of_the_page_on_operations_are_the_code_s() -> None:
+    text = read("docs/operations.md")
+    defaults = Settings()
+    for name in ("retention_days", "content_retention_days"):
+        variable = Settings.__dataclass_fields__[name].metadata["variable"]
+        assert f"| `{variable}` | {getattr(defaults, name):g} days |" in text
+    pauses = sum(editing.FIRST_DELAY * 2**number for number in range(editing.TRIES - 1))
+    assert editing.TRIES == 5
+    assert f"five times within {pauses:g} s" in text
+    assert f"is {editing.CLOCK_SKEW.total_seconds():g} s before the edit" in text
+    assert f"its {SHUTDOWN_SECONDS:g} s" in text
+    assert f"holds for\n  {permits.CACHE_SECONDS:g} s" in text
+    assert permits.LOOKUP_SECONDS == 1  # "within a second"
+    assert f"heartbeat ({chores.LONGEST_BEAT:g} s at most)" in text
 
 
 def test_the_changelog_has_this_version() -> None:
