@@ -12,10 +12,16 @@ from otel_chatdebug.redaction.formats import REDACTED, keys_out
 from otel_chatdebug.redaction.names import MAX_NAME, Kind, Names
 from otel_chatdebug.redaction.values import NO_JSON, ValueRedactor, dumps, parse
 
-_FRAGMENTS = frozenset({"delta", "choices", "logprobs"})
-"""Where the events of a stream have pieces of texts: Anthropic and OpenAI's responses, its chats and completions."""
+_FRAGMENTS = frozenset({"delta", "choices", "logprobs", "candidates", "message"})
+"""Where the events of a stream have pieces of texts: Anthropic, Bedrock and OpenAI's responses, its chats and
+completions, Gemini, Ollama."""
 
-_NO_FRAGMENTS = frozenset({"type", "role", "id", "name", "finish_reason", "stop_reason", "model"})
+_FRAGMENT_TEXTS = frozenset({"response"})
+"""The same where the value is a text: Ollama's completions. OpenAI's response under this name is whole."""
+
+_NO_FRAGMENTS = frozenset(
+    {"type", "role", "id", "name", "finish_reason", "finishReason", "stop_reason", "stopReason", "model", "toolUseId"}
+)
 """Names of texts beside them that come in one piece."""
 
 _LINES = frozenset(
@@ -190,7 +196,9 @@ def _without_fragments(value: Any, within: bool = False) -> Any:
         return {
             name: item
             if name in _NO_FRAGMENTS and not isinstance(item, dict | list)
-            else _without_fragments(item, within or name in _FRAGMENTS)
+            else _without_fragments(
+                item, within or name in _FRAGMENTS or (name in _FRAGMENT_TEXTS and isinstance(item, str))
+            )
             for name, item in value.items()
         }
     if isinstance(value, list):

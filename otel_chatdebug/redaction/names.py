@@ -127,18 +127,19 @@ class Names:
         def look_up(name: str) -> tuple[Kind, str]:
             plain = name[-MAX_NAME:].lower().translate(_SEPARATORS)
             stem = plain.rstrip("0123456789").removesuffix("s")  # "password2", "api_keys"
-            if secret(plain) or secret(stem):
+            own = plain if "." not in name else name[-MAX_NAME:].rpartition(".")[2].lower().translate(_SEPARATORS)
+            if secret(plain) or secret(stem) or secret(own):  # "options.auth": the option "auth" of the options
                 kind = Kind.SECRET
             elif plain in _HARMLESS_NAMES:
                 kind = Kind.OTHER
             elif stem.endswith("token"):
                 kind = Kind.TOKEN
-            elif plain in _SECRET_NAMES or stem.endswith(_SECRET_ENDINGS):
+            elif own in _SECRET_NAMES or stem.endswith(_SECRET_ENDINGS):
                 kind = Kind.SECRET
-            elif plain in _HEADERS_NAMES:
+            elif own in _HEADERS_NAMES:
                 kind = Kind.HEADERS
             else:
-                kind = Kind.BLOB if plain in _BLOB_NAMES else Kind.OTHER
+                kind = Kind.BLOB if own in _BLOB_NAMES else Kind.OTHER
             return kind, keys_out(name)
 
         remembered = lru_cache(maxsize=4096)(look_up)

@@ -243,6 +243,7 @@ SECRET_NAMES = [
     "private_key",
     "aws_secret_access_key",
     "auth",
+    "options.auth",
     "pwd",
     "Ocp-Apim-Subscription-Key",
 ]
@@ -498,17 +499,18 @@ def test_ndjson_and_an_error_body_where_a_stream_was_expected() -> None:
 
 @pytest.mark.parametrize("transcript", STREAMS + BODIES, ids=str)
 def test_what_providers_send_loses_nothing(transcript: Transcript) -> None:
-    framed = transcript.name.endswith(".sse")
-    text = redactor.body(transcript.data, None, framed=framed)
+    framed = not transcript.name.endswith(".json")
+    data = transcript.framing.text(transcript.data) if framed else transcript.data
+    text = redactor.body(data, None, framed=framed)
     assert text is not None
     assert REDACTED not in text
     if not framed:
-        assert json.loads(text) == json.loads(transcript.data)
+        assert json.loads(text) == json.loads(data)
         return
-    assert text.count("\n\n") == transcript.data.count(b"\n\n")
-    for line, original in zip(text.splitlines(), transcript.data.decode().splitlines(), strict=True):
-        if original.startswith("data: {"):
-            assert json.loads(line[6:]) == json.loads(original[6:])
+    for line, original in zip(text.splitlines(), data.decode().splitlines(), strict=True):
+        start = "data: " if original.startswith("data: ") else ""
+        if original.startswith(start + "{"):
+            assert json.loads(line.removeprefix(start)) == json.loads(original.removeprefix(start))
         else:
             assert line == original
 
@@ -698,16 +700,30 @@ def test_pieces_of_a_text_with_a_secret_are_left_out() -> None:
         {"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": "hunter2"}},
         {"type": "response.output_text.delta", "item_id": "msg_1", "delta": "hunter2",
             "logprobs": [{"token": "hunter2", "logprob": -0.5}]},
+        {"candidates": [{"content": {"parts": [{"text": "hunter2"}]}, "finishReason": "STOP"}], "responseId": "r_1"},
+        {"model": "m", "message": {"role": "assistant", "content": "hunter2", "thinking": "hunter2"}},
+        {"model": "m", "response": "hunter2", "done": False},
     ]  # fmt: skip
     stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
 
     def shown(**options: bool) -> str:
         return Redactor().body(stream.encode(), "text/event-stream", framed=True, **options) or ""
 
-    assert shown().count("hunter2") == 4
+    assert shown().count("hunter2") == 8
     assert "hunter2" not in shown(fragments=False)
     assert "pass" not in shown(fragments=False)
-    for kept in ("assistant", "call_1", "log_in", '"n":3', "input_json_delta", "msg_1", '"stop"', "[DONE]"):
+    for kept in (
+        "assistant",
+        "call_1",
+        "log_in",
+        '"n":3',
+        "input_json_delta",
+        "msg_1",
+        '"stop"',
+        "STOP",
+        "r_1",
+        "[DONE]",
+    ):
         assert kept in shown(fragments=False)
 
 
