@@ -50,11 +50,13 @@ class News:
     number: int
     runs: frozenset[str]
     chats: frozenset[str | None]
+    everything: bool = False
+    """What changed before is not known: the database has just been found, or found again."""
 
     def concern(self, chat: str | None, run: str | None) -> bool:
-        if run is not None:
-            return run in self.runs
-        return chat is None or chat in self.chats
+        if self.everything or (run is None and chat is None):
+            return True
+        return run in self.runs if run is not None else chat in self.chats
 
 
 class Feed:
@@ -95,7 +97,8 @@ class Feed:
             self._follower = None  # nobody was here for a while: what was missed is fetched with the page
         try:
             engine = self._store.engine
-            if self._follower is None or self._follower.engine is not engine:
+            begins = self._follower is None or self._follower.engine is not engine
+            if self._follower is None or begins:
                 self._follower = Follower(engine)
             changes = self._follower.poll()
         except (Unavailable, SQLAlchemyError, OSError):
@@ -104,9 +107,9 @@ class Feed:
             self._looked = time.monotonic()
             return
         self._looked = time.monotonic()
-        if changes:
+        if changes or begins:
             self._number += 1
-            self._news.append(News(self._number, _runs(changes), _chats(changes)))
+            self._news.append(News(self._number, _runs(changes), _chats(changes), everything=begins))
 
 
 def _runs(changes: Changes) -> frozenset[str]:

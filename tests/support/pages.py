@@ -267,9 +267,14 @@ def wicked(engine: Engine) -> str:
 class Served:
     """A server under way."""
 
-    origin: str
-    """``http://127.0.0.1:PORT``."""
+    link: str
+    """What it has printed."""
     process: subprocess.Popen[str]
+
+    @property
+    def origin(self) -> str:
+        """``http://127.0.0.1:PORT``."""
+        return "/".join(self.link.split("/", 3)[:3])
 
     def stop(self) -> int:
         """Ends it as Ctrl-C does; its exit status."""
@@ -291,18 +296,18 @@ def served(url: str, *more: str, **environment: str) -> Iterator[Served]:
     )
     with process:
         try:
-            yield Served(_origin(process), process)
+            yield Served(_link(process), process)
         finally:
             if process.poll() is None:
                 process.kill()
 
 
-def _origin(process: subprocess.Popen[str]) -> str:
+def _link(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     assert process.stderr is not None
     for line in process.stdout:
-        if match := re.search(r"(http://[^/\s]+)/", line):
-            return match[1]
+        if match := re.search(r"http://\S+", line):
+            return match[0]
     raise AssertionError(f"it ended without an address:\n{process.stderr.read()}")
 
 
