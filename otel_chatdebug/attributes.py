@@ -93,6 +93,8 @@ NOT_CARRIED: Final = {
         **_OF_THE_ROW,
         "first_byte_at": "the step's time_to_first_chunk",
         "last_byte_at": "no attribute",
+        "longest_gap_at": "no attribute",
+        "longest_gap_ms": "told in seconds, of a live attempt: chatdebug.stream.longest_gap",
     },
 }
 """Columns that a span does not carry, and why."""

@@ -160,6 +160,9 @@ class AttemptRecord(Record):
     last_byte_at: int | None = None
     duration_ms: float | None = None
     """From the start of the request to the end of the attempt."""
+    longest_gap_at: int | None = None
+    """When the longest silence between two chunks of a streamed body began."""
+    longest_gap_ms: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -101,6 +101,7 @@ class Attempt:
         "id",
         "in_call",
         "last_byte_ns",
+        "longest_gap_from_ns",
         "longest_gap_ns",
         "method",
         "moved",
@@ -165,6 +166,7 @@ class Attempt:
         self.last_byte_ns: int | None = None
         self.end_of_body_ns: int | None = None
         self.longest_gap_ns = 0
+        self.longest_gap_from_ns = 0
         self.gaps_ns = array("q") if requested_stream and step.metrics is not None else None
         """Nanoseconds between the chunks of a stream, where a metric is made of them."""
         self.response_status: int | None = None
@@ -265,7 +267,7 @@ class Attempt:
         if last is None:
             self.first_byte_ns = now
         elif now - last > self.longest_gap_ns:
-            self.longest_gap_ns = now - last
+            self.longest_gap_ns, self.longest_gap_from_ns = now - last, last
         self.last_byte_ns = now
         self.pending.append(data)
         self.moved = True
@@ -591,6 +593,7 @@ class Attempt:
     def record(self) -> AttemptRecord:
         """What is known now. Called while folding, or through ``inbox.reading``."""
         finished = self.finished_ns
+        gap = self.longest_gap_ns if self.reader is not None else 0
         return AttemptRecord(
             id=self.id,
             rank=self.rank,
@@ -616,6 +619,8 @@ class Attempt:
             first_byte_at=None if self.first_byte_ns is None else self.first_byte_ns // 1000,
             last_byte_at=None if self.last_byte_ns is None else self.last_byte_ns // 1000,
             duration_ms=None if finished is None else (finished - self.started_ns) / 1e6,
+            longest_gap_at=self.longest_gap_from_ns // 1000 if gap else None,
+            longest_gap_ms=gap / 1e6 if gap else None,
         )
 
     @property

@@ -255,7 +255,8 @@ attempts = Table(
     _time("updated_at"),
     *_times("heartbeat_at", "finished_at"),
     Column("duration_ms", Float(53)),
-    *_times("changed_at"),
+    *_times("changed_at", "longest_gap_at"),
+    Column("longest_gap_ms", Float(53)),
     UniqueConstraint("step_id", "number", name="uq_chat_debug_attempts_number"),
 )
 

@@ -257,6 +257,7 @@ def test_the_waterfall_marks_first_chunks_pauses_and_ends_and_says_them(visit: C
     assert "error after 1.0 s" in said[1]
     assert "read to its end and closed" in said[1]
     assert "1.0 s after the attempt before, first chunk after 1.0 s" in said[2]
+    assert "longest gap 1.0 s" in said[2]
     assert "stream read to its end" in said[2]
     bars = {row.get_attribute("id"): row for row in rows.all()}
     second = bars["bar-attempt-dd01a"]
@@ -264,6 +265,9 @@ def test_the_waterfall_marks_first_chunks_pauses_and_ends_and_says_them(visit: C
     first = second.locator("line.first").bounding_box()
     assert abs(first["x"] - (chart["x"] + chart["width"] / 2)) < 2, "3 s of 6"
     assert second.locator("line.pause").count() == 1
+    gap = second.locator("rect.gap").bounding_box()
+    assert abs(gap["x"] - (chart["x"] + chart["width"] * 4 / 6)) < 2, "from the fourth second"
+    assert abs(gap["width"] - chart["width"] / 6) < 2, "for one"
     assert "✗ 1.0 s" in bars["bar-attempt-dd01r"].locator("text.end").text_content()
     second.locator("a").click()
     assert page.locator("details#step-dd01s[open]").count() == 1

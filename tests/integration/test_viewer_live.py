@@ -88,6 +88,7 @@ def test_a_stream_is_seen_as_it_runs(
             expect(page.locator("#waiting")).to_have_count(0)
             expect(page.locator("#open-runs")).to_have_count(0, timeout=WAIT)
             expect(page.locator("#live")).to_have_text("live")
+            assert "longest gap" in page.locator(".bars li.row").text_content(), "while it was held"
             assert page.evaluate("window.neverReloaded") is True
             assert app.ended().returncode == 0
 

@@ -193,6 +193,8 @@ def retried(id: str, *, at: int) -> list[Record]:
     attempt.number = 2  # type: ignore[attr-defined]
     attempt.started_at = at + 2 * SECOND  # type: ignore[attr-defined]
     attempt.first_byte_at = at + 3 * SECOND  # type: ignore[attr-defined]
+    attempt.longest_gap_at = at + 4 * SECOND  # type: ignore[attr-defined]
+    attempt.longest_gap_ms = 1000.0  # type: ignore[attr-defined]
     run.summary = {**run.summary, "has_error": True}  # type: ignore[attr-defined]
     return [run, step, refused, attempt, *contents]
 

@@ -32,6 +32,7 @@ from opentelemetry.context import get_current
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug import attributes, faults, lifecycle
+from otel_chatdebug.capture import attempt as attempt_module
 from otel_chatdebug.capture import calls
 from otel_chatdebug.capture.attempt import DIGEST_SIZE, Attempt
 from otel_chatdebug.capture.content import Content
@@ -43,7 +44,7 @@ from otel_chatdebug.pipeline.recorder import Recorder
 from otel_chatdebug.records import AttemptContent, AttemptRank
 from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.wire.openai_chat import OpenAIChat as OpenAIChatReader
-from tests.support.recording import Recording, recording
+from tests.support.recording import Model, Recording, recording
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -1479,3 +1480,18 @@ def test_an_error_of_anthropics_keeps_its_type_from_inside_the_stream(twin: Twin
 
     twin.run(main)
     check(recorded, "error", "sse_eof", "overloaded_error")
+
+
+def test_the_longest_silence_of_a_stream_is_told_with_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [time_ns()]
+    monkeypatch.setattr(attempt_module, "time_ns", lambda: clock[0])
+    with recording() as seen:
+        began = None
+        for number, _chunk in enumerate(Model().open().iter_raw()):
+            if number == 1:
+                began = clock[0]
+            clock[0] += 5_000_000_000 if number == 1 else 1_000_000_000
+        assert began is not None
+        assert (seen.attempt.longest_gap_at, seen.attempt.longest_gap_ms) == (began // 1000, 5000.0)
+        Model().call()
+        assert seen.attempts[-1].longest_gap_at is None, "a body in one piece has none"

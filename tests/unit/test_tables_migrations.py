@@ -41,7 +41,7 @@ def test_the_columns_are_those_of_the_design() -> None:
         "steps": "id run_id chat_id step_number operation provider model history_tip_message_id assistant_message_id "
         f"usage error metadata {state}",
         "attempts": "id step_id run_id chat_id number end_reason method url path response_status error bytes_received "
-        f"events first_byte_at last_byte_at duration_ms {state}",
+        f"events first_byte_at last_byte_at duration_ms longest_gap_at longest_gap_ms {state}",
         "step_contents": "step_id run_id chat_id rank source normalized_request normalized_response replica_id "
         "updated_at",
         "attempt_contents": "attempt_id step_id run_id chat_id rank source request_headers request_body "

@@ -100,6 +100,8 @@ class Attempt(_State):
     first_byte_at: str | None
     last_byte_at: str | None
     duration_ms: float | None
+    longest_gap_at: str | None
+    longest_gap_ms: float | None
 
 
 class Chat(TypedDict):
