@@ -27,6 +27,9 @@ KEYS = {
 }
 """The variable that a provider's own SDK reads; by ``gen_ai.provider.name``."""
 
+TOKENS = {"ANTHROPIC_API_KEY": "ANTHROPIC_AUTH_TOKEN", "GEMINI_API_KEY": "GOOGLE_ACCESS_TOKEN"}
+"""The variable of what goes into ``authorization``, where the provider's key goes elsewhere."""
+
 KEY_HEADERS = {"x-api-key": "", "api-key": "AZURE_OPENAI_API_KEY", "x-goog-api-key": "GEMINI_API_KEY"}
 """Headers that hold nothing but the provider's key, and its variable where that does not go by the provider."""
 
@@ -130,7 +133,7 @@ class _Command:
             elif not _TOKEN.fullmatch(name):
                 self._notes.append("A header with an impossible name is left out.")
             elif lower == "authorization" and value == REDACTED:
-                found.append(f"--header {self._with_variable(f'{name}: Bearer ', self._key)}")
+                found.append(f"--header {self._with_variable(f'{name}: Bearer ', TOKENS.get(self._key, self._key))}")
             elif value == REDACTED:
                 variable = KEY_HEADERS.get(lower) or (self._key if lower in KEY_HEADERS else _variable_name(name))
                 found.append(f"--header {self._with_variable(f'{name}: ', variable)}")

@@ -36,6 +36,18 @@ END_REASONS = {
 }
 """In words, for the ``end_reason`` column."""
 
+WHERE = {
+    "waiting_for_headers": "waiting for an answer: no headers yet",
+    "waiting_for_body": "headers came, no byte of the body yet",
+    "streaming": "in the middle of the body",
+    "unclosed": "the body has ended, the application has not closed it",
+    "before_attempt": "a step began, no request was sent yet",
+    "between_attempts": "between two attempts: the last one failed, the next has not begun",
+    "before_step": "the run began, no model call yet",
+    "between_steps": "between two steps: no model call is open, the application does other work",
+}
+"""In words, where something in progress stands; by `otel_chatdebug.tables.queries.Where`."""
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -90,6 +102,11 @@ def lasted(row: Row, now: datetime) -> str:
     if end is None:
         return duration((now - start).total_seconds()) + SO_FAR if row.get("status") == "in_progress" else ""
     return duration((end - start).total_seconds())
+
+
+def where_text(where: str) -> str:
+    """Where something in progress stands, in words."""
+    return WHERE.get(where, one_line(where))
 
 
 def size(count: int) -> str:

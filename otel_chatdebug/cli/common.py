@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -69,6 +69,8 @@ def sentences() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:
+        raise  # of the output, not of the database
     except (queries.NotFound, queries.Ambiguous) as exc:
         raise click.ClickException(clean(exc)) from None
     except database.DatabaseError as exc:
@@ -100,12 +102,39 @@ def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
             engine.dispose()
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Standard output. Colours only on a terminal, and not where NO_COLOR is set; no text is taken for markup."""
     from rich.console import Console
 
-    fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
-    return Console(markup=False, emoji=False, highlight=False, width=fixed)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would exit with status 1: see `Commands`
+
+    stream = sys.stderr if stderr else sys.stdout
+    fixed = None if stream.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
+    return Output(markup=False, emoji=False, highlight=False, width=fixed, stderr=stderr)
+
+
+class Commands(click.Group):
+    """The group of all commands. Whoever reads our output may stop (``| head -1``): that is no error of theirs."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            _drop_output()
+            ctx.exit(0)
+        except OSError as exc:  # what reading the database raises is a sentence already
+            _drop_output()
+            raise click.ClickException(f"The output cannot be written: {exc.strerror or exc}.") from None
+
+
+def _drop_output() -> None:
+    """What is still in the buffer goes nowhere, or Python would complain at its exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(value: Any) -> None:

@@ -61,13 +61,13 @@ def demo(svg: Path | None) -> None:
 
     from rich.text import Text
 
-    from otel_chatdebug.cli import render
+    from otel_chatdebug.cli import render, tree
 
-    trees = [render.run_tree(run, content=False) for run in runs]
+    trees = [tree.run_tree(run, content=False) for run in runs]
     output = console()
     output.print(Text("\nWhat was recorded: runs, their model calls, and each request\n", style="bold"))
-    for tree in trees:
-        output.print(tree)
+    for one in trees:
+        output.print(one)
         output.print()
     if svg is not None:
         save_svg(svg, trees)

@@ -82,6 +82,13 @@ class ExportedRun:
     heartbeats: tuple[tuple[Table, str, int | None], ...]
     """No record carries them: the table, the row's id, and when it was last alive."""
 
+    def ended_before(self, seconds: float) -> bool:
+        """Whether the run ended, or was last alive, longer ago than that."""
+        run = self.records[0]
+        assert isinstance(run, RunRecord)
+        last = run.finished_at or self.heartbeats[0][2] or run.started_at
+        return last < microseconds(_now()) - seconds * 1e6
+
 
 class _Kind(NamedTuple):
     """How a kind of row is named in the file, and which record it becomes."""

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from otel_chatdebug import words
 from otel_chatdebug.capture.states import EndReason
 from otel_chatdebug.cli import render
+from otel_chatdebug.cli import tree as tree_module
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 NOW = START + timedelta(seconds=60)
@@ -149,7 +150,7 @@ def printed(renderable: RenderableType, width: int = 140, *, colours: bool = Fal
 
 
 def tree(run: dict[str, Any], *, now: datetime = NOW, **options: Any) -> str:
-    return printed(render.run_tree(run, now=now, **options))
+    return printed(tree_module.run_tree(run, now=now, **options))
 
 
 def test_the_tree_tells_the_whole_story(stuck: dict[str, Any]) -> None:
@@ -309,7 +310,7 @@ def test_escapes_in_recorded_text_never_reach_the_terminal(stuck: dict[str, Any]
 
 def test_colours_are_only_those_of_the_renderer(stuck: dict[str, Any]) -> None:
     """With colours on, the only escapes are rich's own (SGR), also around evil text."""
-    output = printed(render.run_tree(evil(stuck), now=NOW), colours=True)
+    output = printed(tree_module.run_tree(evil(stuck), now=NOW), colours=True)
     assert "\x1b[" in output
     assert "\x1b]" not in output
     assert "\x1b[2J" not in output

@@ -20,7 +20,6 @@ from otel_chatdebug.tables.queries.detail import (
     Ambiguous,
     Found,
     MessagesPiece,
-    NotFound,
     TextPiece,
     find,
     find_run,
@@ -37,6 +36,7 @@ from otel_chatdebug.tables.queries.rows import (
     AttemptContent,
     BadCursor,
     Chat,
+    NotFound,
     Page,
     Run,
     Step,
@@ -44,7 +44,7 @@ from otel_chatdebug.tables.queries.rows import (
     iso,
     microseconds,
 )
-from otel_chatdebug.tables.queries.runs import Facets, RunFilter, facets, list_chats, list_runs
+from otel_chatdebug.tables.queries.runs import Facets, RunFilter, cursor_at, facets, list_chats, list_runs
 from otel_chatdebug.tables.queries.waiting import Waiting, Where, count_open, list_waiting
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "Where",
     "check",
     "count_open",
+    "cursor_at",
     "facets",
     "find",
     "find_run",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 from sqlalchemy import Connection, Engine, Select, Table, func, literal, select
 
 from otel_chatdebug.tables import schema
-from otel_chatdebug.tables.queries.rows import AttemptContent, StepContent, fetch
+from otel_chatdebug.tables.queries.rows import AttemptContent, NotFound, StepContent, fetch
 
 MOST_MATCHES = 5
 """Candidates that are named where the beginning of an id is not unique."""
@@ -25,10 +25,6 @@ ATTEMPT_CONTENT = ("request_headers", "request_body", "response_headers", "respo
 
 RunTree: TypeAlias = dict[str, Any]
 """A `rows.Run` with ``steps``: each a `rows.Step` with ``attempts``, each a `rows.Attempt`."""
-
-
-class NotFound(LookupError):
-    """Nothing has this id; the message says what to do."""
 
 
 class Ambiguous(LookupError):
@@ -186,8 +182,8 @@ def _find(engine: Engine, prefix: str, kinds: dict[str, Table], nobody: str) -> 
     found.sort(key=lambda one: one.id)
     named = ", ".join(one.id if len(kinds) == 1 else f"{one.kind} {one.id}" for one in found[:MOST_MATCHES])
     more = ", ..." if len(found) > MOST_MATCHES else ""
-    what = "runs have" if len(kinds) == 1 else "have"
-    raise Ambiguous(f"Several {what} an id that begins with {prefix!r}, give more of it: {named}{more}")
+    what = "runs have an id that begins" if len(kinds) == 1 else "ids begin"
+    raise Ambiguous(f"Several {what} with {prefix!r}, give more of it: {named}{more}")
 
 
 def _ids(connection: Connection, table: Table, prefix: str) -> Iterable[tuple[str, str]]:

@@ -142,6 +142,10 @@ class Page(Sequence[T], Generic[T]):
         return len(self.rows)
 
 
+class NotFound(LookupError):
+    """Nothing has this id; the message says what to do."""
+
+
 class BadCursor(ValueError):
     """A cursor that is none of ours; the message says so."""
 

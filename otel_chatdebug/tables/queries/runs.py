@@ -32,7 +32,7 @@ from sqlalchemy import cast as sql_cast
 
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import schema
-from otel_chatdebug.tables.queries.rows import Chat, Cursor, Page, Run, fetch, iso, microseconds
+from otel_chatdebug.tables.queries.rows import Chat, Cursor, NotFound, Page, Run, fetch, iso, microseconds
 
 PAGE = 50
 """Rows of a page, where nobody says otherwise."""
@@ -131,6 +131,16 @@ def list_chats(
         for run in latest
     )
     return Page(chats, latest.older, latest.newer)
+
+
+def cursor_at(engine: Engine, run_id: str, *, to_newer: bool = False) -> str:
+    """The cursor of the page of `list_runs` that begins behind this run. Raises `NotFound`."""
+    runs = schema.runs
+    with engine.connect() as connection:
+        found = connection.execute(select(runs.c.started_at, runs.c.id).where(runs.c.id == run_id)).one_or_none()
+    if found is None:
+        raise NotFound(f"There is no run {run_id} (any more): begin with the first page.")
+    return Cursor(found.started_at, found.id, to_newer).encode()
 
 
 def facets(engine: Engine) -> Facets:
