@@ -18,7 +18,7 @@ def show(run: str, full: bool, raw: bool, as_json: bool) -> None:
     """Show one run with all its requests.
 
     RUN is the id of a run, or of one of its steps or attempts, or the beginning of one. Each step and attempt has a bar
-    on the run's time: thin until the first byte, thick from then on.
+    on the run's time: thin until the first byte, thick while bytes came, dashed since the last one.
 
     Where a body holds control characters, a sign stands for each; --json has them as they were.
 

@@ -58,7 +58,8 @@ _TOTALS = ("input_tokens", "output_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """When something of a run was going on: thin until its first byte, thick from then on, on the run's time.
+    """When something of a run was going on, on the run's time: thin until its first byte, thick while bytes came,
+    dashed since the last one.
 
     All bars of a tree are drawn on one axis, whatever the depth they stand at.
     """
@@ -66,6 +67,7 @@ class Bar:
     start: float
     """0 is the start of the run, 1 its end or the present; so are the others."""
     first_byte: float
+    last_byte: float
     end: float
     style: str
     is_open: bool
@@ -77,16 +79,15 @@ class Bar:
         width = min(AXIS, options.max_width - indent)
         if width < NARROWEST_AXIS:
             return
-        rest, thin, thick, arrow = (".", "-", "=", ">") if options.ascii_only else ("·", "─", "━", "▶")
+        rest, thin, thick, dashed, arrow = ".-=~>" if options.ascii_only else "·─━╌▶"
         start = min(int(self.start * width), width - 1)
         end = max(start + 1, min(width, round(self.end * width)))
         first = min(max(start, round(self.first_byte * width)), end)
         text = Text(" " * indent)
         text.append(rest * start, "dim")
-        text.append(thin * (first - start) + thick * (end - first - self.is_open), self.style)
-        if self.is_open:
-            text = text[: indent + end - 1]
-            text.append(arrow, self.style)
+        last = min(max(first, round(self.last_byte * width)), end)
+        drawn = thin * (first - start) + thick * (last - first) + dashed * (end - last)
+        text.append(drawn[:-1] + arrow if self.is_open else drawn, self.style)
         text.append(rest * (width - end), "dim")
         yield text
 
@@ -139,12 +140,17 @@ class _RunTree:
         def place(time: datetime | None) -> float:
             return min(1.0, max(0.0, ((time or self._start) - self._start).total_seconds() / self._length))
 
-        end = place(self._end(row))
-        first = moment(row.get("first_byte_at"))
-        started = place(moment(row.get("started_at")))
-        streamed = place(first) if first is not None else started if depth == 1 else end
-        is_open = row.get("status") == "in_progress"
-        return Bar(started, streamed, end, STATUS_STYLES.get(str(row.get("status")), ""), is_open, depth)
+        start, end = place(moment(row.get("started_at"))), place(self._end(row))
+        first, last = moment(row.get("first_byte_at")), moment(row.get("last_byte_at"))
+        return Bar(
+            start,
+            start if depth == 1 else end if first is None else place(first),
+            end if last is None else place(last),
+            end,
+            STATUS_STYLES.get(str(row.get("status")), ""),
+            row.get("status") == "in_progress",
+            depth,
+        )
 
     def _run(self, run: Row) -> Text:
         summary = run.get("summary") or {}

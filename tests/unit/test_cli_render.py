@@ -159,6 +159,7 @@ def test_the_tree_tells_the_whole_story(stuck: dict[str, Any]) -> None:
         """\
 ├── step 1  gpt-5-mini  ✓ completed  1.5 s
 │   openai · stream · answered by gpt-5-mini-2025-08-07 · 1,200 in (1,024 cached) → 84 out (64 reasoning) · finished with tool_call
+│       ━━────────────────────────────────────────────────────────────────────────
 │   ├── system: Be brief.
 │   ├── user: What is
 │   │   the weather?
