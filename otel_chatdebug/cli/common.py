@@ -120,15 +120,25 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
+            with writing():
+                result = super().invoke(ctx)
+                sys.stdout.flush()
+                return result
         except BrokenPipeError:
             _drop_output()
             ctx.exit(0)
-        except OSError as exc:  # what reading the database raises is a sentence already
-            _drop_output()
-            raise click.ClickException(f"The output cannot be written: {exc.strerror or exc}.") from None
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Around what writes output while a database is open: what goes wrong then is not the database's fault."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # see `Commands`
+    except OSError as exc:
+        _drop_output()
+        raise click.ClickException(f"The output cannot be written: {exc.strerror or exc}.") from None
 
 
 def _drop_output() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from otel_chatdebug.cli import completion
-from otel_chatdebug.cli.common import cannot_be_used, console, database_option, open_database, settings
+from otel_chatdebug.cli.common import cannot_be_used, console, database_option, open_database, settings, writing
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -73,12 +73,14 @@ def _follow(engine: Engine, chat_id: str | None, count: int, out: _Out) -> None:
     with out.shown():
         if count:
             newest = queries.list_runs(engine, queries.RunFilter(chat_id=chat_id), limit=count)
-            out.show(queries.Changes(runs=tuple(reversed(newest))))
+            with writing():
+                out.show(queries.Changes(runs=tuple(reversed(newest))))
         away = False
         while True:
             try:
                 changes = follower.poll()
-                out.show(changes)
+                with writing():
+                    out.show(changes)
                 if away:
                     click.echo("The database is back.", err=True)
                 away = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from otel_chatdebug.cli import completion
-from otel_chatdebug.cli.common import console, database_option, open_database, print_json, sentences, settings
+from otel_chatdebug.cli.common import console, database_option, open_database, print_json, sentences, settings, writing
 
 if TYPE_CHECKING:
     pass
@@ -125,7 +125,8 @@ def _print(pieces: Iterable[str]) -> None:
     utf = (sys.stdout.encoding or "").lower().startswith("utf")
     for piece in pieces:
         text = clean_json(piece)
-        click.echo(text if utf else _ascii(text), nl=False)
+        with writing():
+            click.echo(text if utf else _ascii(text), nl=False)
 
 
 def _ascii(text: str) -> str:

@@ -66,8 +66,9 @@ class Bar:
 
     start: float
     """0 is the start of the run, 1 its end or the present; so are the others."""
-    first_byte: float
-    last_byte: float
+    first_byte: float | None
+    """None where none came."""
+    last_byte: float | None
     end: float
     style: str
     is_open: bool
@@ -82,10 +83,10 @@ class Bar:
         rest, thin, thick, dashed, arrow = ".-=~>" if options.ascii_only else "·─━╌▶"
         start = min(int(self.start * width), width - 1)
         end = max(start + 1, min(width, round(self.end * width)))
-        first = min(max(start, round(self.first_byte * width)), end)
+        first = end if self.first_byte is None else min(max(start, round(self.first_byte * width)), end)
         text = Text(" " * indent)
         text.append(rest * start, "dim")
-        last = min(max(first, round(self.last_byte * width)), end)
+        last = end if self.last_byte is None else min(max(first, round(self.last_byte * width)), end)
         drawn = thin * (first - start) + thick * (last - first) + dashed * (end - last)
         text.append(drawn[:-1] + arrow if self.is_open else drawn, self.style)
         text.append(rest * (width - end), "dim")
@@ -144,8 +145,8 @@ class _RunTree:
         first, last = moment(row.get("first_byte_at")), moment(row.get("last_byte_at"))
         return Bar(
             start,
-            start if depth == 1 else end if first is None else place(first),
-            end if last is None else place(last),
+            start if depth == 1 else place(first) if first else None,
+            place(last) if last else None,
             end,
             STATUS_STYLES.get(str(row.get("status")), ""),
             row.get("status") == "in_progress",

@@ -152,7 +152,7 @@ class TestRuns:
         assert "is not in the range" in invoke("runs", "--limit", "9" * 30, status=2).stderr
 
     def test_a_limit_says_that_there_may_be_more(self, filled: str) -> None:
-        assert "The newest 1; --limit shows more." in invoke("runs", "--limit", "1").output
+        assert f"\notel-chatdebug runs --limit 1 --before {RUN[:8]}\n" in invoke("runs", "--limit", "1").output
 
     def test_none_is_said_and_json_is_an_empty_list(self, filled: str) -> None:
         assert invoke("runs", "--chat", "nobody").output == "No such run.\n"
@@ -207,7 +207,7 @@ class TestDbUpgrade:
     def test_creates_and_then_has_nothing_to_do(self, url: str) -> None:
         assert invoke("db", "upgrade").output.startswith(f"Created the tables, schema version {migrations.head()}, in ")
         assert invoke("db", "upgrade").output.startswith("Nothing to do: ")
-        assert invoke("runs").output == "No run yet.\n"
+        assert invoke("runs").output.startswith("No run yet")
 
 
 class TestInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -159,26 +160,87 @@ def test_the_tree_tells_the_whole_story(stuck: dict[str, Any]) -> None:
         """\
 ├── step 1  gpt-5-mini  ✓ completed  1.5 s
 │   openai · stream · answered by gpt-5-mini-2025-08-07 · 1,200 in (1,024 cached) → 84 out (64 reasoning) · finished with tool_call
-│       ━━────────────────────────────────────────────────────────────────────────
+│       ━━······································································
 │   ├── system: Be brief.
 │   ├── user: What is
 │   │   the weather?
 │   ├── attempt 1  POST http://127.0.0.1/v1/chat/completions  429  ✗ error  20 ms
 │   │   closed before its end · 0 B
 │   │   requests: Rate limit reached (retry after 1 s)
+│   │   ─·······································································
 │   ├── attempt 2  POST http://127.0.0.1/v1/chat/completions  200  ✓ completed  1.4 s
 │   │   read to its end and closed · first byte after 300 ms · 2.3 kB · 12 events
+│   │   ━━······································································
 │   └── assistant: Let me look.
 │       [calls weather({"city": "Paris"})]
 └── step 2  gpt-5-mini  ● in_progress  58.0 s so far
+        ··━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━▶
     ├── attempt 1  POST http://127.0.0.1/v1/chat/completions  200  ● in_progress  58.0 s so far
     │   first byte after 200 ms · 812 B · 5 events
     │   nothing has come for 56.0 s
+    │   ··─━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌▶
     └── assistant so far: In Paris it"""  # noqa: E501
     )
     head = tree(stuck).splitlines()[:2]
     assert head[0].rstrip() == f"chat_turn  {stuck['id']}  ● in_progress  1 min 00 s so far"
     assert head[1].startswith("chat c-42 · started ")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_bars_are_drawn_on_one_axis_and_fit(stuck: dict[str, Any], width: int) -> None:
+    lines = printed(tree_module.run_tree(stuck, now=NOW, content=False), width).splitlines()
+    bars = [line for line in lines if re.search(r"[·─━╌▶]{10,}$", line)]
+    assert len(bars) == 5, "two steps with three attempts"
+    begins = {re.search(r"[·─━╌▶]", line[8:]).start() + 8 for line in bars}  # type: ignore[union-attr]
+    assert (begins, {len(line) for line in bars}) == ({8}, {min(width, 80)})
+    narrow = printed(tree_module.run_tree(stuck, now=NOW, content=False), 16)
+    assert "━" not in narrow
+
+
+def test_tools_options_and_warnings_are_shown(stuck: dict[str, Any]) -> None:
+    request = stuck["steps"][0]["normalized_request"]
+    schema = {"type": "object", "properties": {"city": {}, "unit": {}}}
+    request["tools"] = [{"type": "function", "name": "weather", "schema": schema}, {"type": "unknown", "name": "web"}]
+    request["tool_choice"] = {"mode": "required", "tools": ["weather"]}
+    request |= {"options": {"max_tokens": 5, "stop": ["a"]}, "provider_options": {"seed": 7}}
+    stuck["steps"][0]["normalized_response"]["warnings"] = [{"type": "unknown_event", "message": "odd"}]
+    output = tree(stuck)
+    assert '── options: max_tokens 5 · stop ["a"]' in output
+    assert "── 2 tools (required: weather): weather(city, unit), web" in output
+    assert "── warning: unknown_event: odd" in output
+    assert "seed" not in output
+    full = tree(stuck, full=True)
+    assert "provider options: seed 7" in full
+    assert '"properties": {' in full
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({"type": "text", "text": "abc", "truncated": True, "length": 12_000}, "abc [cut: it had 12,000 characters]"),
+        ({"type": "reasoning", "text": "hm"}, "[reasoning] hm"),
+        ({"type": "refusal", "text": "no"}, "[refusal] no"),
+        ({"type": "tool_result", "id": "1", "content": "ok"}, "[result of 1] ok"),
+        (
+            {"type": "tool_result", "id": "1", "name": "t", "error": True, "content": [{"type": "text", "text": "x"}]},
+            "[error of t] x",
+        ),
+        ({"type": "image", "media_type": "image/png", "bytes": 1200, "url": None}, "[image image/png 1.2 kB]"),
+        ({"type": "file", "media_type": None, "bytes": None, "text": "said"}, "[file] said"),
+        ({"type": "unknown", "raw": {"a": 1}}, '[unknown] {"raw": {"a": 1}}'),
+        ("bare", "bare"),
+        (7, "7"),
+        (None, ""),
+    ],
+)
+def test_parts_of_messages(part: Any, expected: str) -> None:
+    assert tree_module.part_text(part) == expected
+
+
+@pytest.mark.parametrize("content", ["text", ["a"], {"messages": "x"}, {"other": 1}, 5])
+def test_a_shape_that_is_not_known_is_shown_as_it_is(stuck: dict[str, Any], content: Any) -> None:
+    stuck["steps"][1]["normalized_request"] = content
+    assert (content if isinstance(content, str) else json.dumps(content)) in tree(stuck)
 
 
 def test_without_content_nothing_that_was_said_is_shown(stuck: dict[str, Any]) -> None:
@@ -215,7 +277,7 @@ def test_an_error_is_told_once_where_it_happened(stuck: dict[str, Any]) -> None:
     ],
 )
 def test_errors(error: Any, expected: str) -> None:
-    assert render.error_text(error).removesuffix(" (retry after 1 s)") == expected
+    assert words.error_text(error).removesuffix(" (retry after 1 s)") == expected
 
 
 def test_no_tokens_are_shown_where_none_were_counted(stuck: dict[str, Any]) -> None:
@@ -365,7 +427,7 @@ def test_sizes(count: int, expected: str) -> None:
     ("count", "expected"), [(0, "0"), (999, "999"), (1200, "1.2k"), (84_321, "84.3k"), (1_234_567, "1.23M")]
 )
 def test_short_counts(count: int, expected: str) -> None:
-    assert render.short_count(count) == expected
+    assert words.short_count(count) == expected
 
 
 @pytest.mark.parametrize(
@@ -379,7 +441,7 @@ def test_short_counts(count: int, expected: str) -> None:
     ],
 )
 def test_a_count_that_is_not_known_is_not_shown(usage: Any, expected: str) -> None:
-    assert render.usage_text(usage) == expected
+    assert words.usage_text(usage) == expected
 
 
 def test_times_of_another_day_have_their_date() -> None:
