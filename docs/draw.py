@@ -66,7 +66,8 @@ def _commands(path: str, command: click.Command) -> Iterator[tuple[str, str]]:
     usage = [path]
     for parameter in command.params:
         if isinstance(parameter, click.Argument):
-            usage.append(str(parameter.name).upper())
+            name = parameter.metavar or str(parameter.name).upper()
+            usage.append(name if parameter.required else f"[{name}]")
         elif isinstance(parameter, click.Option) and parameter.opts != ["--database-url"]:  # all commands have that one
             flag = parameter.opts[-1]
             usage.append(f"[{flag}]" if parameter.is_flag else f"[{flag} {parameter.metavar or flag[2:].upper()}]")
