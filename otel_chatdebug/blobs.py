@@ -50,10 +50,14 @@ def without_blobs_text(text: str) -> str:
 
 
 def _has_long_word(text: str) -> bool:
-    """Whether a run of `MIN_BLOB` characters may have no space in it: such a run covers a whole window of half that
-    length, and in prose every window has a space near its start, so that the pattern need not look at all of it."""
+    """Whether a run of `MIN_BLOB` characters may be base64: such a run covers a whole window of half that length, and
+    in prose every window has a space near its start, in JSON a quotation mark, so that the pattern need not look at all
+    of it."""
     window = MIN_BLOB // 2
-    return any(text.find(" ", at, at + window) < 0 for at in range(0, len(text) - window + 1, window))
+    return any(
+        text.find(" ", at, at + window) < 0 and text.find('"', at, at + window) < 0
+        for at in range(0, len(text) - window + 1, window)
+    )
 
 
 def without_blobs(value: Any, depth: int = 0) -> Any:

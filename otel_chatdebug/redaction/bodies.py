@@ -139,42 +139,62 @@ class Redactor(ValueRedactor):
         last = lines.pop()
         if complete and last:
             lines.append(last)
+        clean = self._clean_lines(lines, limit)
         result: list[str] = []
         size = 0
         at = 0
         while at < len(lines) and size <= limit:
             end = at + 1
+            if not lines[at]:  # between two events
+                result.append("")
+                size += 1
+                at = end
+                continue
             if lines[at].startswith("data:"):
                 while end < len(lines) and lines[end].startswith("data:"):
                     end += 1
-            for line in self._group(lines[at:end], fragments):
+            for line in self._group(lines[at:end], fragments, at < clean):
                 result.append(line)
                 size += len(line) + 1
             at = end
-        unseen = ahead + sum(len(line.encode("utf-8", "replace")) + 1 for line in lines[at:])
+        unseen = ahead
+        if rest := lines[at:]:
+            unseen += len("\n".join(rest).encode("utf-8", "replace")) + 1
         text = "\n".join(result)
         return text + "\n" if result and (at < len(lines) or not (complete and last)) else text, unseen
 
-    def _group(self, lines: list[str], fragments: bool) -> list[str]:
+    def _clean_lines(self, lines: list[str], limit: int) -> int:
+        """How many of the first lines, about as many as can be shown, have nothing in their texts to take out.
+
+        Either all of them or none: they are looked at together, for half of what they cost one by one.
+        """
+        size = count = 0
+        while count < len(lines) and size <= limit:
+            size += len(lines[count]) + 1
+            count += 1
+        return count if self._is_clean("\n".join(lines[:count])) else 0
+
+    def _group(self, lines: list[str], fragments: bool, clean: bool) -> list[str]:
         """Neighbouring ``data:`` lines are one payload, which may be one JSON or (without blank lines) several."""
         if not lines[0].startswith("data:"):
-            return [self._line(lines[0], "", fragments)]
+            return [self._line(lines[0], "", fragments, clean)]
         payloads = [line[5:].removeprefix(" ") for line in lines]
         if len(payloads) > 1 and any(_looks_like_json(text) and parse(text) is NO_JSON for text in payloads):
-            return [self._line("\n".join(payloads), "data: ", fragments)]
-        return [self._line(payload, "data: ", fragments) for payload in payloads]
+            return [self._line("\n".join(payloads), "data: ", fragments, clean)]
+        return [self._line(payload, "data: ", fragments, clean) for payload in payloads]
 
-    def _line(self, text: str, prefix: str, fragments: bool) -> str:
+    def _line(self, text: str, prefix: str, fragments: bool, clean: bool) -> str:
+        """``clean``: see `_is_clean`."""
         if not _looks_like_json(text):
-            return prefix + self._text(text)
+            return prefix + (text if clean and '"' not in text else self._text(text))
         parsed = parse(text)
         if parsed is NO_JSON:
             return prefix + _no_json(len(text.encode("utf-8", "replace")))
         if not fragments:
             return prefix + dumps(_without_fragments(self._value(parsed, 0)))
-        return prefix + (text if self._is_harmless(text) else dumps(self._value(parsed, 0)))
+        return prefix + (text if self._is_harmless(text, clean) else dumps(self._value(parsed, 0)))
 
-    def _is_harmless(self, text: str) -> bool:
+    def _is_harmless(self, text: str, clean: bool = False) -> bool:
         """Whether redaction would leave all of this JSON as it is, told from its text: ten times as fast as walking it.
 
         Nearly every event of a stream is: its names are the same as those of the last event, and it has no escapes,
@@ -182,7 +202,7 @@ class Redactor(ValueRedactor):
         """
         if len(text) > _ORDINARY_EVENT or "\\" in text or text.count("{") + text.count("[") > MAX_DEPTH:
             return False
-        return self._are_harmless(tuple(_NAMES(text))) and self._text(text) == text
+        return self._are_harmless(tuple(_NAMES(text))) and (clean or self._is_clean(text))
 
 
 def _are_harmless(known: Names, names: tuple[str, ...]) -> bool:

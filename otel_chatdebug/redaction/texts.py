@@ -130,6 +130,17 @@ class TextRedactor:
             text = _QUOTED.sub(self._replace_quoted, text)
         return text
 
+    def _is_clean(self, text: str) -> bool:
+        """Whether `_text` would leave lines of JSON with harmless names as they are. A False is no statement.
+
+        Names are looked at by the caller, so that ``"password": "..."`` is of interest in other quotation marks only.
+        """
+        if "PRIVATE KEY-----" in text or ("'" in text and ("':" in text or "' :" in text)):
+            return False
+        if "\\" in text and '\\"' in text:
+            return False
+        return _TEXT.search(text) is None and without_blobs_text(text) is text
+
     def _replace(self, match: re.Match[str]) -> str:
         kind = match.lastgroup
         if kind is None:

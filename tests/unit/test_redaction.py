@@ -691,6 +691,32 @@ def test_an_ordinary_event_is_taken_for_harmless() -> None:
     assert not Redactor()._is_harmless(json.dumps({**event, "api_key": "x"}))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ': comment {"password": "hunter2"}',
+        "event: x-password: 'hunter2'",
+        'id: "api_key": "hunter2"',
+        'data: not json, "secret": "hunter2"',
+        "data: {\"text\": \"it said {'password': 'hunter2'}\"}",
+        'data: {"text": "it said {\\"password\\": \\"hunter2\\"}"}',
+        'data: {"text": "Authorization: Bearer hunter2hunter2"}',
+        "data: " + json.dumps({"text": KEYS["private key"].replace("MARKER", "hunter2")}),
+        'data: {"password": "hunter2"}',
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1, 200])
+def test_a_secret_among_harmless_lines_is_found(line: str, before: int) -> None:
+    """Lines are looked at together first: one with a secret must not pass in the company of harmless ones."""
+    harmless = ["event: delta", 'data: {"id": "a", "choices": [{"delta": {"content": "word"}}]}', ""]
+    lines = [*harmless * before, line, "", *harmless * 3]
+    shown = redactor.body("\n".join(lines).encode(), "text/event-stream", framed=True)
+    assert shown is not None
+    if "event: x" not in line:  # which is no way to name a secret
+        assert "hunter2" not in shown
+    assert shown.startswith("\n".join(harmless * before)[:1000])
+
+
 def test_pieces_of_a_text_with_a_secret_are_left_out() -> None:
     """Where the whole has a secret, no event shows a piece of it; its kind, its ids and its counts stay."""
     events = [
