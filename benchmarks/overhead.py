@@ -257,6 +257,7 @@ below a web framework.
   seen. That of GenAI makes a span for each call, with tokens and finish reasons, and sees no request and no retry.
 - otel-chatdebug makes both, keeps the bodies, and keeps a row for each run, step and attempt while they change.
 - Which of our functions the time goes to says `make bench ARGS='--profile chatdebug'`.
+- Redaction is part of *everything on*; what it costs by itself stands in [REDACTION.md](REDACTION.md).
 """
 
 

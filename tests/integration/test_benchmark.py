@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import redaction
 from benchmarks.overhead import as_readme
 from benchmarks.variants import ALL, PEERS, VARIANTS, missing
 from tests.support.backends import Collector
@@ -73,3 +74,10 @@ def test_a_profile_names_our_functions_and_their_lines() -> None:
     for workload in ("json", "stream"):
         assert f"otel-chatdebug: {workload}: " in said
     assert "Recorder.start_span" in said
+
+
+def test_what_redaction_costs_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert redaction.main(["--quick"]) == 0
+    shown = capsys.readouterr().out
+    for name in redaction.pieces():
+        assert f"| {name} |" in shown
