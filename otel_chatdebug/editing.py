@@ -129,12 +129,13 @@ def schedule_cleanup(
     Returns at once, and never raises for the database: a time that fails is one of the ``tries``; if the last one
     fails, a warning says so. The handle has ``wait(timeout=None)``, which is True when all is done, ``done``,
     ``deleted`` and ``error``. `shutdown` performs what is pending once more, after the last rows of this process were
-    written, and gives up what is not done within its 5 s.
+    written, and gives up what is not done within its 5 s; so does the exit of the interpreter.
     """
     if tries < 1 or delay < 0:
         raise ValueError("tries must be 1 or more, and delay 0 or more")
     cleanup = Cleanup(_what(chat_id, message_id, started_before), _url(database_url), tries, delay)
     repeating.repeater.add(cleanup)
+    lifecycle.end_at_exit()  # also where nothing is recorded
     return cleanup
 
 

@@ -83,9 +83,7 @@ class _Armed:
         """At the first attempt: by now the provider is there, and our exit handler must come before its own."""
         self.join()
         self.recorder.inbox.start()
-        atexit.unregister(_at_exit)
-        atexit.register(_at_exit)
-        _at_exit_of_a_child()
+        end_at_exit()
 
 
 def arm(
@@ -337,6 +335,13 @@ def _guarded(classify: Callable[[BaseException | None], Status]) -> Callable[[Ba
             return classify_error(exc)
 
     return guarded
+
+
+def end_at_exit() -> None:
+    """Has `disarm` called at the exit of the interpreter, before whatever was registered for it until now."""
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
+    _at_exit_of_a_child()
 
 
 def _at_exit() -> None:

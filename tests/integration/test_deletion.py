@@ -22,7 +22,7 @@ from otel_chatdebug.status import Status
 from otel_chatdebug.tables import database, deletion, merge, migrations, schema
 from otel_chatdebug.tables.chores import Beat, Heart
 from otel_chatdebug.tables.deletion import Deletion
-from tests.support.apps import started, until
+from tests.support.apps import run, started, until
 from tests.support.postgres import Postgres
 from tests.support.recording import Model
 from tests.support.records import NOW, attempt_content, attempt_record, run_record, step_content, step_record
@@ -476,6 +476,24 @@ def test_a_shutdown_tries_once_more_when_the_last_rows_are_written(recorded: str
     assert handle.wait(0) is True
     assert left(engine) == []
     assert not any(thread.name == repeating.THREAD_NAME for thread in threading.enumerate())
+
+
+def test_the_end_of_a_script_that_records_nothing_loses_no_cleanup(
+    engine: Engine, database_url: str, chatdebug_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_CHATDEBUG_DATABASE_URL", database_url)
+    write(engine, *turn("1"))
+    done = run(
+        """
+        import datetime, sqlalchemy.dialects.postgresql.psycopg, otel_chatdebug.tables.queries
+        # All is loaded: on a busy machine that alone may take the 5 s that an exit has.
+        chatdebug.schedule_cleanup("c", started_before=datetime.datetime.now(datetime.UTC))
+        """,
+        "",
+        configure=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert left(engine) == []
 
 
 def test_a_shutdown_gives_up_what_the_database_does_not_do_in_time(
