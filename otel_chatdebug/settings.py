@@ -147,7 +147,7 @@ class Settings:
         "OTEL_CHATDEBUG_DATABASE_URL",
         "",
         _text,
-        "Where the tables are: an SQLAlchemy URL (`sqlite:///path` or `postgresql+psycopg://...`).",
+        "Where the tables are: an SQLAlchemy URL (`sqlite:////path` or `postgresql://user:password@host/database`).",
         "SQLite in the user's state folder",
     )
     enabled: Literal["always", "opt_in", "never"] = _setting(

@@ -15,6 +15,7 @@ from otel_chatdebug.tables.backlog import Source
 from otel_chatdebug.tables.batch import Batch
 from otel_chatdebug.tables.database import Fault
 from otel_chatdebug.tables.spool import Spool
+from otel_chatdebug.words import plural
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -203,10 +204,9 @@ class Sweeper:
             return
         if any(swept):
             logger.info(
-                "otel-chatdebug marked what gave no sign of life for %g s as interrupted: "
-                "%d runs, %d steps, %d attempts.",
+                "otel-chatdebug marked what gave no sign of life for %g s as interrupted: %s.",
                 stale_after,
-                *swept,
+                ", ".join(plural(count, kind) for count, kind in zip(swept, ("run", "step", "attempt"), strict=True)),
             )
 
 

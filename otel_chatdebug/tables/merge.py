@@ -148,14 +148,22 @@ def stub_step(child: AttemptRecord) -> StepRecord:
 
 def _renumbered(connection: Connection, told: Mapping[str, Record]) -> list[Numbered]:
     steps = {id: step for id, step in told.items() if isinstance(step, StepRecord) and step.source != Source.STUB}
-    ids, table = list(steps), schema.steps
+    ids = list(steps)
     found = []
     for start in range(0, len(ids), IDS_PER_SELECT):
-        query = select(table.c.id, table.c.run_id, table.c.step_number)
-        for row in connection.execute(query.where(table.c.id.in_(ids[start : start + IDS_PER_SELECT]))):
-            if row.step_number is not None and row.step_number != steps[row.id].step_number:
-                found.append(Numbered(*row))
+        for row in connection.execute(_select_numbers(), {"ids": ids[start : start + IDS_PER_SELECT]}):
+            given = Numbered(*row)
+            if given.number is not None and given.number != steps[given.id].step_number:
+                found.append(given)
     return found
+
+
+@cache
+def _select_numbers() -> Any:
+    steps = schema.steps
+    return select(steps.c.id, steps.c.run_id, steps.c.step_number).where(
+        steps.c.id.in_(bindparam("ids", expanding=True))
+    )
 
 
 def _fold(known: dict[str, Record], record: Record) -> None:
