@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug import lifecycle
@@ -147,6 +147,22 @@ class TestSweep:
         assert {row["status"] for row in all_rows(engine)} == {"interrupted"}
         for each in engines:
             each.dispose()
+
+    def test_waits_neither_for_a_row_that_is_being_written_nor_for_another_sweep(self, postgres_url: str) -> None:
+        """PostgreSQL: whose row is written just now lives; and one sweep in the background is enough."""
+        one, other = (database.open_engine(postgres_url, busy_seconds=0.05) for _ in range(2))
+        migrations.upgrade(one)
+        write(one, run_record("written"), run_record("dead"))
+        last_beat(one, NOW)
+        with other.begin() as connection:
+            connection.execute(schema.runs.update().where(schema.runs.c.id == "written").values(chat_id="c"))
+            assert liveness.finalize_stale(one, 1.0) == Swept(1, 0, 0)
+        with other.begin() as connection:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({liveness.SWEEP_LOCK})"))
+            assert liveness.finalize_stale(one, 1.0, in_turn=False) == Swept(0, 0, 0)
+        assert liveness.finalize_stale(one, 1.0, in_turn=False) == Swept(1, 0, 0)
+        one.dispose()
+        other.dispose()
 
 
 class TestHeartbeat:
