@@ -165,7 +165,7 @@ class _Block:
 
     def parts(self) -> list[shapes.Part]:
         """None for a block in which nothing has come yet."""
-        kind = self._value.get("type")
+        kind = name(self._value.get("type"))
         if kind in _PIECEMEAL:
             if self._text is None:
                 return []

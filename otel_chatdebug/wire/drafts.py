@@ -6,7 +6,18 @@ from collections.abc import Hashable
 from typing import Any
 
 from otel_chatdebug.wire.reading import loads, name
-from otel_chatdebug.wire.shapes import MAX_OTHER, MAX_PART, MAX_PARTS, Budget, Message, Part, answer, bounded, dumps
+from otel_chatdebug.wire.shapes import (
+    MAX_OTHER,
+    MAX_PART,
+    MAX_PARTS,
+    MAX_STREAMED,
+    Budget,
+    Message,
+    Part,
+    answer,
+    bounded,
+    dumps,
+)
 
 
 class Text:
@@ -59,11 +70,12 @@ class Budgets:
     """What all choices of one stream share. Reasoning has a budget of its own: a model that thinks at length must not
     be left without its answer."""
 
-    __slots__ = ("reasoning", "said")
+    __slots__ = ("other", "reasoning", "said")
 
     def __init__(self) -> None:
         self.said = Budget.streamed()
         self.reasoning = Budget.streamed()
+        self.other = Budget(MAX_PART, MAX_STREAMED)
 
     @classmethod
     def whole(cls) -> Budgets:
@@ -112,11 +124,11 @@ class Draft:
         """Something that we do not know and that is said of the message: texts are put together, others listed."""
         known = self._other.get(key)
         if known is None and len(self._other) < MAX_OTHER:
-            known = self._other[key[:MAX_PART]] = Text(Budget()) if isinstance(value, str) else []
+            known = self._other[key[:MAX_PART]] = Text(self._budgets.other) if isinstance(value, str) else []
         if isinstance(known, Text):
             known.add(value)
         elif known is not None and len(known) < MAX_OTHER:
-            known.append(bounded(value))
+            known.append(bounded(value, self._budgets.other))
 
     def part(self, part: Part) -> None:
         """A part that came whole."""

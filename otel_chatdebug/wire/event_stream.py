@@ -75,45 +75,61 @@ class _EventStream:
 class FrameFramer:
     """Cuts a stream into frames whose checksums are right."""
 
-    __slots__ = ("_partial", "_skip", "broken", "oversized")
+    __slots__ = ("_needed", "_partial", "_skip", "broken", "oversized")
 
     def __init__(self) -> None:
         self.oversized = 0
         self.broken = False
         """A checksum or a length was wrong: nothing more comes."""
         self._partial = bytearray()
+        self._needed = _PRELUDE.size  # bytes without which nothing more can be told
         self._skip = 0  # bytes of an oversized frame that are still to come
 
     def feed(self, data: bytes) -> list[bytes]:
         """Whole frames; an empty one stands for a frame that was too large."""
         if self.broken:
             return []
-        blocks: list[bytes] = []
-        view = memoryview(bytes(self._partial) + data)
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
+        self._partial += data
+        if len(self._partial) < self._needed:
+            return []
+        received = bytes(self._partial)
         self._partial.clear()
-        at = min(self._skip, len(view))
-        self._skip -= at
-        while len(view) - at >= _PRELUDE.size:
-            total = _lengths(view[at:])
+        blocks: list[bytes] = []
+        at = self._cut(received, blocks)
+        if not self.broken:
+            self._partial += received[at:]
+        return blocks
+
+    def _cut(self, received: bytes, blocks: list[bytes]) -> int:
+        """Adds what is whole to ``blocks``, and says how far that goes."""
+        at = 0
+        while len(received) - at >= _PRELUDE.size:
+            total = _lengths(received[at : at + _PRELUDE.size])
             if total is None:
                 self.broken = True
-                return blocks
+                return at
             end = at + total
             if total > MAX_EVENT:
                 self.oversized += 1
                 blocks.append(b"")
-                self._skip = max(0, end - len(view))
-                at = min(end, len(view))
+                self._skip = max(0, end - len(received))
+                at = min(end, len(received))
                 continue
-            if end > len(view):
-                break
-            if crc32(view[at : end - _CRC.size]) != _CRC.unpack_from(view, end - _CRC.size)[0]:
+            if end > len(received):
+                self._needed = total
+                return at
+            frame = received[at:end]
+            if crc32(frame[: -_CRC.size]) != _CRC.unpack(frame[-_CRC.size :])[0]:
                 self.broken = True
-                return blocks
-            blocks.append(bytes(view[at:end]))
+                return at
+            blocks.append(frame)
             at = end
-        self._partial += view[at:]
-        return blocks
+        self._needed = _PRELUDE.size
+        return at
 
     @property
     def skipping(self) -> bool:
@@ -123,7 +139,7 @@ class FrameFramer:
         return bytes(self._partial)
 
 
-def _lengths(data: bytes | memoryview) -> int | None:
+def _lengths(data: bytes) -> int | None:
     """How long the frame is that begins here; None where none does."""
     total, headers, checksum = _PRELUDE.unpack_from(data)
     if not _SMALLEST <= total <= _LARGEST or headers > total - _SMALLEST or crc32(data[:8]) != checksum:

@@ -212,37 +212,46 @@ class ArrayFramer:
     def feed(self, data: bytes) -> list[bytes]:
         blocks: list[bytes] = []
         start = 0  # of the object that is open, in ``data``
-        at = 0
-        if self._escaped:
-            at, self._escaped = 1, False
-        while True:
-            match = (_IN_TEXT if self._in_text else _OUTSIDE).search(data, at)
+        at = 1 if self._escaped and data else 0
+        self._escaped = self._escaped and not data
+        while at < len(data):
+            if self._in_text:
+                at = self._behind_text(data, at)
+                continue
+            match = (_TOKEN if self._depth else _OBJECT).search(data, at)
             if match is None:
                 break
-            at = match.end()
             token = match[0]
+            at = match.end()
             if token == b'"':
-                self._in_text = not self._in_text
-            elif token == b"\\":
-                at += 1
-                if at > len(data):
-                    self._escaped = True
-            elif token == b"{" or (token == b"[" and self._depth):
-                self._depth += 1
-                if self._depth == 1:
-                    start = match.start()
-                    self._partial.clear()
-            elif self._depth and token in b"]}":
-                self._depth -= 1
+                self._in_text = True
+            elif token[0] in b"[{":
                 if not self._depth:
-                    self._keep(data[start:at])
-                    blocks.append(b"{}" if self.skipping else bytes(self._partial))
-                    self._partial.clear()
-                    self.skipping = False
-                    start = at
+                    start = match.start()
+                self._depth += len(token)
+            elif self._depth > len(token):
+                self._depth -= len(token)
+            else:
+                at = match.start() + self._depth
+                self._depth = 0
+                self._keep(data[start:at])
+                blocks.append(b"{}" if self.skipping else bytes(self._partial))
+                self._partial.clear()
+                self.skipping = False
         if self._depth:
             self._keep(data[start:])
         return blocks
+
+    def _behind_text(self, data: bytes, at: int) -> int:
+        match = _TEXT.match(data, at)
+        end = at if match is None else match.end()
+        if end == len(data):
+            return end
+        if data[end] == _QUOTE:
+            self._in_text = False
+        else:  # a backslash, and nothing behind it yet
+            self._escaped = True
+        return end + 1
 
     def rest(self) -> bytes:
         return b"" if self.skipping else bytes(self._partial)
@@ -258,8 +267,11 @@ class ArrayFramer:
             self._partial += data
 
 
-_IN_TEXT = re.compile(rb'["\\]')
-_OUTSIDE = re.compile(rb'["{}\[\]]')
+_TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.S)
+_TOKEN = re.compile(rb'"|[\[{]+|[\]}]+')
+_OBJECT = re.compile(rb'"|\{[\[{]*')
+"""What matters outside of any object."""
+_QUOTE = ord('"')
 
 SSE: Framing = _SSE()
 NDJSON: Framing = _Lines()

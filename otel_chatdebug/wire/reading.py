@@ -20,6 +20,9 @@ MAX_MESSAGE = 2_000
 MAX_CHOICES = 128
 """Choices of one response whose finish reasons are kept; OpenAI's own limit for ``n``."""
 
+MAX_COUNT = 2**53
+"""The largest number of tokens that is believed: sums of it are numbers in every database, and on spans."""
+
 _parse = json.JSONDecoder(parse_constant=str).decode
 """NaN and Infinity become text: they are no JSON, and PostgreSQL would refuse the row."""
 
@@ -51,7 +54,7 @@ def count(value: Any) -> int | None:
     """A number of tokens; None for anything that is none."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT else None
 
 
 def first_count(*values: Any) -> int | None:
@@ -112,7 +115,7 @@ STOPS = frozenset({"stop", "stop_sequences", "stopSequences"})
 
 def option(key: str, value: Any) -> tuple[str, Any] | None:
     """The name and value of an option that every provider has; None for any other, or a value that is none."""
-    if key in OPTIONS and isinstance(value, int | float) and not isinstance(value, bool):
+    if key in OPTIONS and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_COUNT:
         return OPTIONS[key], value
     if key in STOPS and (stops := strings([value] if isinstance(value, str) else value)):
         return "stop_sequences", stops

@@ -225,9 +225,9 @@ def raw(part: Part, key: str, value: Any, budget: Budget) -> Part:
     return part
 
 
-def bounded(value: Any) -> Any:
+def bounded(value: Any, budget: Budget | None = None) -> Any:
     """An option's value: itself where it is short, else its text and how long that was."""
-    part = raw({}, "text", value, Budget())
+    part = raw({}, "text", value, budget or Budget())
     return part if "truncated" in part else part["text"]
 
 
