@@ -77,7 +77,10 @@ def demo(svg: Path | None) -> None:
     for command, why in (
         ("otel-chatdebug runs", "the newest runs, also those of your own applications"),
         (f"otel-chatdebug show {short}", "with what was said until it failed"),
-        (f"otel-chatdebug show {short} --full", "with headers and bodies"),
+        (f"otel-chatdebug show {short} --full", "with tools, headers and bodies"),
+        (f"otel-chatdebug curl {short}", "the request, to be sent again"),
+        ("otel-chatdebug tail", "live, while your application runs"),
+        ("otel-chatdebug stuck", "what hangs, where and since when"),
         ("otel-chatdebug info", "where the tables are, and all settings"),
     ):
         click.echo(f"  {command:<36}  {why}")

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from otel_chatdebug.cli.common import Unusable, cannot_be_used, console, database_option, sentences, settings
+from otel_chatdebug.cli.common import (
+    Unusable,
+    cannot_be_used,
+    console,
+    database_option,
+    print_json,
+    sentences,
+    settings,
+)
 from otel_chatdebug.redaction import Redactor
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.version import __version__
@@ -34,22 +42,30 @@ PACKAGES = (
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output: database, settings, versions.")
 @database_option
-def info() -> None:
+def info(as_json: bool) -> None:
     """Show the database, the settings and the versions.
 
     \b
     otel-chatdebug info
+    otel-chatdebug info --json | jq -r '.settings.OTEL_CHATDEBUG_RETENTION'
     """
     chosen = settings()
     with sentences():
         from otel_chatdebug.tables import database
 
         rows, failure = _database(chosen.database_url)
-    output = console()
-    output.print(_section("Database", rows))
-    output.print(_settings(chosen))
-    output.print(_section("Versions", _versions()))
+    if as_json:
+        variables = [variable for variable, _default, _meaning in Settings.table()]
+        values = [_shown(item.name, getattr(chosen, item.name)) for item in fields(Settings)]
+        in_force = dict(zip(variables, values, strict=True))
+        print_json({"database": dict(rows), "settings": in_force, "versions": dict(_versions())})
+    else:
+        output = console()
+        output.print(_section("Database", rows))
+        output.print(_settings(chosen))
+        output.print(_section("Versions", _versions()))
     if failure is not None and not isinstance(failure, database.NoDatabase):
         raise Unusable(str(failure))
 

@@ -222,6 +222,13 @@ class TestInfo:
             assert variable in output
             assert default.replace("`", "") in output
 
+    def test_json_has_the_same(self, filled: str) -> None:
+        found = json.loads(invoke("info", "--json", OTEL_CHATDEBUG_STALE_AFTER="30").stdout)
+        assert found["database"]["Schema"] == f"{migrations.head()} (the newest)"
+        assert found["settings"]["OTEL_CHATDEBUG_STALE_AFTER"] == "30.0"
+        assert found["settings"].keys() == {variable for variable, _default, _meaning in Settings.table()}
+        assert found["versions"]["otel-chatdebug"] == __version__
+
     def test_says_which_settings_are_in_force(self, filled: str) -> None:
         output = invoke("info", OTEL_CHATDEBUG_STALE_AFTER="30", OTEL_EXPORTER_OTLP_ENDPOINT="http://host:4318").output
         assert re.search(r"STALE_AFTER +30.0 +300.0", output)
