@@ -44,12 +44,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("otel_chatdebug")
 
+INSPECTION_TOKEN_BYTES: Final = 24
+"""Of chance, in the token that only processes with the same database know of one another."""
+
 SHUTDOWN_SECONDS: Final = 5.0
 """What ending takes at most, at `shutdown()` and at the exit of the interpreter."""
 
 _lock = threading.RLock()
 _armed: _Armed | None = None
 _inspection_url: str | None = None
+_inspection_token: str | None = None
 _observed = False
 """Whether the metrics about ourselves are registered; once in a process."""
 
@@ -188,8 +192,13 @@ def set_inspection_url(url: str | None) -> None:
 
     There within a heartbeat; kept when recording is configured anew; gone in a forked child, and when recording ends.
     """
-    global _inspection_url
-    _inspection_url = url
+    global _inspection_url, _inspection_token
+    _inspection_url, _inspection_token = url, None if url is None else secrets.token_urlsafe(INSPECTION_TOKEN_BYTES)
+
+
+def inspection_token() -> str | None:
+    """What the requests carry that other processes hand on to this one; None where none may."""
+    return _inspection_token
 
 
 def disarm(timeout: float = SHUTDOWN_SECONDS) -> bool:
@@ -302,6 +311,7 @@ def _beat() -> Beat:
         ids,
         service_name=recorder.service_name,
         inspection_url=_inspection_url,
+        inspection_token=_inspection_token,
         deleted=lambda ids: disown(ids, ()),
     )
 
@@ -363,8 +373,8 @@ def _at_exit_of_a_child() -> None:
 
 def _after_fork_in_child() -> None:
     """The child has none of the parent's open attempts, queue, connection and replica id; it has its own."""
-    global _armed, _inspection_url, _lock
-    _inspection_url = None
+    global _armed, _inspection_token, _inspection_url, _lock
+    _inspection_url = _inspection_token = None
     _lock = threading.RLock()
     armed, _armed = _armed, None
     if armed is None:

@@ -238,6 +238,21 @@ class Settings:
         "What opens the web page. It is shown nowhere.",
         "a new one at each start",
     )
+    messages_table: str = _setting(
+        "OTEL_CHATDEBUG_MESSAGES_TABLE",
+        "",
+        str.strip,
+        "The application's own table of messages (`table` or `schema.table`), in the same database: the snapshot of a "
+        "chat counts them.",
+        "none",
+    )
+    messages_columns: str = _setting(
+        "OTEL_CHATDEBUG_MESSAGES_COLUMNS",
+        "chat_id,role",
+        str.strip,
+        "Its columns with the chat's id, the role and, if there is one, what says that a message is deleted: a "
+        "boolean, or a time that is NULL otherwise.",
+    )
     capture_content: Literal["NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT"] = _setting(
         "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
         "NO_CONTENT",

@@ -41,6 +41,7 @@ from otel_chatdebug.pipeline.call_metrics import MOST_GAPS
 from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.permits import Permit
 from otel_chatdebug.pipeline.recorder import LIVE_SIZE
+from otel_chatdebug.pipeline.whereabouts import here
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record
 from otel_chatdebug.status import Status
 from otel_chatdebug.wire import encoding, registry
@@ -127,6 +128,7 @@ class Attempt:
         "trace_id",
         "url",
         "watch",
+        "where",
     )  # fmt: skip
 
     def __init__(
@@ -195,6 +197,8 @@ class Attempt:
         self.bytes_received = 0
         self.pending: deque[bytes] = deque()
         self.watch: object = None
+        self.where = here()
+        """Where it is sent; once its body is read, where that is done."""
         self._digest_at = DIGEST_SIZE
         self._digesting = threading.Lock()
         self._digester = 0

@@ -18,6 +18,7 @@ from typing import Any
 
 from otel_chatdebug.capture.attempt import Attempt
 from otel_chatdebug.capture.states import Event
+from otel_chatdebug.pipeline.whereabouts import here
 
 
 class _Body:
@@ -80,6 +81,7 @@ class SyncBody(_Body):
     def __iter__(self) -> Iterator[bytes]:
         attempt = self._attempt
         attempt.begun = True
+        attempt.where = here()
         see = attempt.chunk if attempt.gaps_ns is None else attempt.timed_chunk
         try:
             for chunk in self._stream:
@@ -109,6 +111,7 @@ class AsyncBody(_Body):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         attempt = self._attempt
         attempt.begun = True
+        attempt.where = here()
         see = attempt.chunk if attempt.gaps_ns is None else attempt.timed_chunk
         chunks = self._stream.__aiter__()
         try:

@@ -21,6 +21,7 @@ from opentelemetry.trace import Span, SpanContext
 from otel_chatdebug import attributes
 from otel_chatdebug.pipeline import outgoing
 from otel_chatdebug.pipeline.recorder import LIVE_SIZE, Recorder
+from otel_chatdebug.pipeline.whereabouts import here
 from otel_chatdebug.records import Record, RunRecord
 from otel_chatdebug.status import RunKind, Status
 from otel_chatdebug.wire.types import Facts
@@ -191,7 +192,7 @@ class LiveRun:
         "__weakref__", "_auto", "_endpoint", "_exit", "_highest_number", "_last_outcome", "_left_ns", "_metadata",
         "_model", "_provider", "_said", "_scope_open", "_steps", "_totals", "_updated_us", "chat_id", "error", "final",
         "finished_ns", "first_message", "given", "id", "kind", "numbers", "permit", "queued", "recorder", "span",
-        "span_context", "span_id", "started_ns", "status", "trace_id", "watch",
+        "span_context", "span_id", "started_ns", "status", "trace_id", "watch", "where",
     )  # fmt: skip
 
     def __init__(
@@ -224,6 +225,8 @@ class LiveRun:
         self.status = Status.IN_PROGRESS
         self.error: Any = None
         self.watch: object = None
+        self.where = here()
+        """Where its scope was entered."""
         self.final = False
         self.queued = False
         self.numbers = itertools.count(1)
@@ -367,6 +370,11 @@ class LiveRun:
         return max((step.last_moment() for step in self._steps.values()), default=self.started_ns)
 
     # -- looking
+
+    @property
+    def open_steps(self) -> list[LiveStep]:
+        """Called through ``inbox.reading``."""
+        return list(self._steps.values())
 
     @property
     def over(self) -> bool:

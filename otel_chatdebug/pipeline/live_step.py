@@ -28,6 +28,7 @@ from otel_chatdebug.pipeline.live import (
     ScopeEvent,
 )
 from otel_chatdebug.pipeline.recorder import LIVE_SIZE, Recorder
+from otel_chatdebug.pipeline.whereabouts import here
 from otel_chatdebug.records import AttemptRank, ContentRank, Record, StepContent, StepRecord, size_of_json
 from otel_chatdebug.status import Status
 from otel_chatdebug.wire.types import Facts
@@ -42,7 +43,7 @@ class LiveStep:
         "error", "explicit", "final", "finished_ns", "history_tip_message_id", "id", "in_events", "last_attempt",
         "metadata", "metrics", "model", "number", "operation", "operation_name", "options", "permit", "provider",
         "queued", "recorder", "response", "run", "run_hold", "shared", "span", "span_context", "span_id",
-        "started_ns", "status", "told", "trace_id", "usage", "watch",
+        "started_ns", "status", "told", "trace_id", "usage", "watch", "where",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +100,7 @@ class LiveStep:
         self.response: Any = None
         """What ``finish(response=...)`` said."""
         self.watch: object = None
+        self.where = here()
         self.last_attempt: AttemptView | EndedAttempt | None = None
         self.final = False
         self.queued = False
@@ -324,6 +326,11 @@ class LiveStep:
         call_content.emit(self.recorder.logger_provider, given, content, self.span_context, finished_ns)
 
     # -- looking
+
+    @property
+    def open_attempts(self) -> list[AttemptView]:
+        """Called through ``inbox.reading``."""
+        return list(self._attempts.values())
 
     @property
     def _to_first_chunk(self) -> float | None:

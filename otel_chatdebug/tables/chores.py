@@ -63,6 +63,8 @@ class Beat(NamedTuple):
     service_name: str | None = None
     inspection_url: str | None = None
     """Where this process can be asked what it is doing."""
+    inspection_token: str | None = None
+    """By which it knows requests that other processes hand on to it."""
     deleted: Callable[[Collection[str]], object] | None = None
     """Hears which of the runs somebody has deleted: they are not to be told any more."""
 
@@ -128,7 +130,11 @@ class Heart:
             self._replica = replicas.Replica.this_process(self._replica_id)
         with engine.begin() as connection:
             gap = replicas.beat(
-                connection, self._replica, service_name=alive.service_name, inspection_url=alive.inspection_url
+                connection,
+                self._replica,
+                service_name=alive.service_name,
+                inspection_url=alive.inspection_url,
+                inspection_token=alive.inspection_token,
             )
             untouched = liveness.heartbeat(connection, runs=alive.runs, steps=alive.steps, attempts=alive.attempts)
             there = deletion.told_runs(connection, alive.runs)

@@ -56,6 +56,8 @@ class ReplicaRow(TypedDict):
     boot_id: str | None
     version: str | None
     inspection_url: str | None
+    inspection_token: str | None
+    """What a request that is handed on to it must carry. For `otel_chatdebug.viewer.proxy` alone."""
     started_at: int
     heartbeat_at: int | None
     stopped_at: int | None
@@ -70,7 +72,12 @@ def boot_id() -> str | None:
 
 
 def beat(
-    connection: Connection, replica: Replica, *, service_name: str | None = None, inspection_url: str | None = None
+    connection: Connection,
+    replica: Replica,
+    *,
+    service_name: str | None = None,
+    inspection_url: str | None = None,
+    inspection_token: str | None = None,
 ) -> float | None:
     """Says that this process lives. Makes its row, where there is none.
 
@@ -78,7 +85,12 @@ def beat(
     """
     table = schema.replicas
     before = connection.execute(select(table.c.heartbeat_at).where(table.c.id == replica.id)).scalar_one_or_none()
-    told = {"service_name": service_name, "inspection_url": inspection_url, "stopped_at": None}
+    told = {
+        "service_name": service_name,
+        "inspection_url": inspection_url,
+        "inspection_token": inspection_token,
+        "stopped_at": None,
+    }
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     clock = schema.utc_now()
     connection.execute(
@@ -94,7 +106,9 @@ def leave(connection: Connection, id: str) -> None:
     clock = schema.utc_now()
     table = schema.replicas
     connection.execute(
-        update(table).where(table.c.id == id).values(heartbeat_at=clock, stopped_at=clock, inspection_url=None)
+        update(table)
+        .where(table.c.id == id)
+        .values(heartbeat_at=clock, stopped_at=clock, inspection_url=None, inspection_token=None)
     )
 
 
@@ -111,7 +125,12 @@ def list_live(engine: Engine, stale_after: float) -> list[ReplicaRow]:
 def find(engine: Engine, id: str) -> ReplicaRow | None:
     """The process that has written rows with this ``replica_id``, living or not."""
     with engine.connect() as connection:
-        row = connection.execute(select(schema.replicas).where(schema.replicas.c.id == id)).mappings().one_or_none()
+        return load(connection, id)
+
+
+def load(connection: Connection, id: str) -> ReplicaRow | None:
+    """As `find`, within a transaction."""
+    row = connection.execute(select(schema.replicas).where(schema.replicas.c.id == id)).mappings().one_or_none()
     return None if row is None else _row(row)
 
 

@@ -1,4 +1,4 @@
-"""The seven tables, as SQLAlchemy Core declares them. `migrations` creates them; a test compares the two.
+"""The eight tables, as SQLAlchemy Core declares them. `migrations` creates them; a test compares the two.
 
 Written for SQLite and PostgreSQL alike; what differs between them stands in the types below. Records carry times as
 whole microseconds since 1970 (UTC), and so do rows that are read through this schema.
@@ -287,8 +287,19 @@ replicas = Table(
     *_times("heartbeat_at"),
     *_optional("boot_id", "version", "inspection_url"),
     *_times("stopped_at"),
+    *_optional("inspection_token"),
 )
 """Processes and their heartbeats, see `replicas`."""
+
+runner_leases = Table(
+    "chat_debug_runner_leases",
+    metadata,
+    _key("chat_id"),
+    _required("runner_id"),
+    _time("acquired_at"),
+    _time("expires_at"),
+)
+"""Which process runs a chat's turns, see `otel_chatdebug.runners`."""
 
 settings = Table(
     "chat_debug_settings",

@@ -18,9 +18,11 @@ from starlette.staticfiles import StaticFiles
 
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.tables import queries
-from otel_chatdebug.viewer import auth, content, deletion, export, lists, live, run_page
+from otel_chatdebug.viewer import auth, content, deletion, export, lists, live, run_page, snapshot
 from otel_chatdebug.viewer.auth import Access, Allow, Hosts, Shield, TokenRequired
+from otel_chatdebug.viewer.message_counts import CountMessages
 from otel_chatdebug.viewer.rendering import page, problem, wants_html
+from otel_chatdebug.viewer.snapshot import Authorize, Snapshots
 from otel_chatdebug.viewer.store import Store, Unavailable, sentence
 
 logger = logging.getLogger("otel_chatdebug")
@@ -34,6 +36,9 @@ def chatdebug_app(
     token: str | None = None,
     allow: Allow | None = None,
     allowed_hosts: Iterable[str] | None = None,
+    authorize: Authorize | None = None,
+    count_messages: CountMessages | None = None,
+    public_url: str | None = None,
 ) -> Starlette:
     """The pages as an ASGI application, to be mounted in yours (FastAPI, Starlette) or served by itself.
 
@@ -45,6 +50,12 @@ def chatdebug_app(
             token: for applications that know their users. It opens all pages, deletion too.
         allowed_hosts: The names under which the pages answer, besides IP addresses and this machine's. By default any:
             the application around them has its own rule.
+        authorize: A function of the request and a chat's id (it may be asynchronous) that says whether the snapshot of
+            that chat may be seen. By default what opens the pages opens it.
+        count_messages: A function of a chat's id (it may be asynchronous) that tells how many messages the chat has:
+            ``{"by_role": {role: count}, "deleted": count}``, or None. By default ``OTEL_CHATDEBUG_MESSAGES_TABLE``.
+        public_url: Where other processes reach this application, its path included
+            (``http://10.0.0.7:8000/debug``). They hand snapshots of the chats that this process runs on to it.
 
     Nothing is opened before the first request. Any number of applications may share a process.
     """
@@ -58,10 +69,12 @@ def chatdebug_app(
             given,
         )
     hosts = None if allowed_hosts is None else Hosts.of("0.0.0.0", allowed_hosts)
-    return make_app(settings, Access(given, allow), hosts)
+    snapshots = Snapshots(authorize, count_messages, public_url)
+    snapshots.register()
+    return make_app(settings, Access(given, allow), hosts, snapshots)
 
 
-def make_app(settings: Settings, access: Access, hosts: Hosts | None) -> Starlette:
+def make_app(settings: Settings, access: Access, hosts: Hosts | None, snapshots: Snapshots | None = None) -> Starlette:
     """The application; what ``serve`` and `chatdebug_app` have in common."""
     store = Store(settings.database_url)
 
@@ -82,7 +95,7 @@ def make_app(settings: Settings, access: Access, hosts: Hosts | None) -> Starlet
         routes=[
             Route("/login", login, methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
-            # A route that has its own rule about who may see it stands here, outside of what the token opens.
+            *snapshot.ROUTES,  # with its own rule about who may see it
             Mount("", routes=opened, middleware=[Middleware(TokenRequired, access=access, ask=ask_for_token)]),
         ],
         middleware=[Middleware(Shield, hosts=hosts)],
@@ -98,6 +111,7 @@ def make_app(settings: Settings, access: Access, hosts: Hosts | None) -> Starlet
     app.state.settings = settings
     app.state.access = access
     app.state.store = store
+    app.state.snapshots = snapshots or Snapshots()
     app.state.feed = live.Feed(store)
     return app
 

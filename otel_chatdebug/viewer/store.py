@@ -57,6 +57,6 @@ class Store:
 
 def sentence(exc: Exception) -> str:
     """What the database raised, for a person."""
-    if isinstance(exc, database.DatabaseError):
+    if isinstance(exc, (database.DatabaseError, Unavailable)):
         return str(exc)
     return f"The database cannot be used: {database.diagnose(exc)[1]}."

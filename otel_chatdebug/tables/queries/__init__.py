@@ -9,6 +9,7 @@ none grows with the number of runs; where a search has to look at rows one by on
 - `rows`: what rows look like, pages and their cursors
 - `runs`: lists of runs and chats
 - `detail`: one run, its content as a whole or in pieces, ids by their beginnings
+- `chat`: one chat as it stands, and who runs it
 - `waiting`: what is in progress, and where it hangs
 - `following`: what changed since
 """
@@ -16,6 +17,7 @@ none grows with the number of runs; where a search has to look at rows one by on
 from __future__ import annotations
 
 from otel_chatdebug.tables.database import NoDatabase
+from otel_chatdebug.tables.queries.chat import ChatState, Owner, load_chat
 from otel_chatdebug.tables.queries.detail import (
     Ambiguous,
     Found,
@@ -54,12 +56,14 @@ __all__ = [
     "BadCursor",
     "Changes",
     "Chat",
+    "ChatState",
     "Facets",
     "Follower",
     "Found",
     "MessagesPiece",
     "NoDatabase",
     "NotFound",
+    "Owner",
     "Page",
     "Run",
     "RunFilter",
@@ -80,6 +84,7 @@ __all__ = [
     "list_waiting",
     "load_attempt_content",
     "load_body",
+    "load_chat",
     "load_messages",
     "load_run",
     "load_step_content",

@@ -10,11 +10,9 @@ from typing import Any, TypedDict
 from sqlalchemy import Connection, Engine, Table, func, select
 
 from otel_chatdebug.records import AttemptRank
+from otel_chatdebug.settings import STALE_AFTER
 from otel_chatdebug.tables import schema
 from otel_chatdebug.tables.queries.rows import batches, fetch, fetch_by_ids, iso, microseconds, now
-
-STALE_AFTER = 300.0
-"""Seconds; as ``Settings.stale_after``."""
 
 MOST_OPEN = 2_000
 """Open runs that are looked at: those whose last sign of life is the longest ago."""

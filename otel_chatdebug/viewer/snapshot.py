@@ -1,0 +1,214 @@
+"""``GET /api/experimental/chats/{chat}/debug/snapshot``: one answer about one chat, for when it hangs.
+
+It is made of what the tables know and of what the process that runs the chat is doing at this moment. Where that is
+another process, the request is handed on to it (`proxy`); where that one cannot be asked, the tables answer, and the
+answer says so. Reads only.
+"""
+
+from __future__ import annotations
+
+import hmac
+import inspect
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from otel_chatdebug import lifecycle
+from otel_chatdebug.pipeline import inspection
+from otel_chatdebug.pipeline.recorder import active
+from otel_chatdebug.settings import Settings
+from otel_chatdebug.tables import queries
+from otel_chatdebug.tables.queries import ChatState, Owner
+from otel_chatdebug.viewer import message_counts, proxy
+from otel_chatdebug.viewer.auth import Access
+from otel_chatdebug.viewer.message_counts import BadCounts, CountMessages, MessageCounts
+from otel_chatdebug.viewer.store import Unavailable, sentence
+
+logger = logging.getLogger("otel_chatdebug")
+
+PATH: Final = "/api/experimental/chats/"
+"""What comes before the chat's id in the path, as it is on the wire."""
+
+VERSION: Final = 1
+"""Of the answer's form."""
+
+Authorize: TypeAlias = Callable[[Request, str], bool | Awaitable[bool]]
+"""Says of a request whether it may see the snapshot of the chat with that id. May be asynchronous."""
+
+
+@dataclass
+class Snapshots:
+    """What the endpoint needs of the application around it."""
+
+    authorize: Authorize | None = None
+    """Without it what opens the pages opens snapshots."""
+    count_messages: CountMessages | None = None
+    public_url: str | None = None
+    """Where other processes reach this application; None: this process owns nothing, and only hands on."""
+    clock: Callable[[], int] | None = None
+    """Microseconds; None: the database's. For tests."""
+    _registered_in: int = field(default=0, init=False)
+
+    def register(self) -> None:
+        """Tells the other processes where this one can be asked; once in each process, forked ones too."""
+        if self.public_url is not None and self._registered_in != os.getpid():
+            self._registered_in = os.getpid()
+            lifecycle.set_inspection_url(self.public_url)
+
+
+async def snapshot(request: Request) -> Response:
+    """Answers, hands on, or refuses. What does not exist and what may not be seen are refused in the same words."""
+    snapshots: Snapshots = request.app.state.snapshots
+    snapshots.register()
+    chat_id = request.path_params["chat"]
+    mark = request.headers.get(proxy.FORWARDED)
+    own = lifecycle.inspection_token()
+    trusted = mark is not None and own is not None and hmac.compare_digest(mark.encode("latin-1"), own.encode())
+    if not trusted:
+        refusal = await _refusal(request, snapshots.authorize, chat_id)
+        if refusal is not None:
+            return refusal
+    settings: Settings = request.app.state.settings
+    recorder = active()
+    stale_after = settings.stale_after if recorder is None else recorder.settings.stale_after
+    store = request.app.state.store
+    notes: list[str] = []
+    try:
+        state = await run_in_threadpool(
+            lambda: queries.load_chat(store.engine, chat_id, stale_after=stale_after, clock=snapshots.clock)
+        )
+    except (Unavailable, SQLAlchemyError) as exc:
+        live = await run_in_threadpool(inspection.inspect, chat_id)
+        if live is None or not live["runs"]:
+            raise
+        notes.append(f"{sentence(exc)} This is what this process is doing.")
+        state = ChatState(taken_at=time.time_ns() // 1000)
+    replica_id = None if recorder is None or recorder.closed else recorder.replica_id
+    owner = state.owner
+    reachable: bool | None = None
+    if owner is not None and owner.runner_id == replica_id:
+        reachable = True
+    elif owner is not None and owner.is_stale:
+        notes.append("The process that ran this chat gives no sign of life: this is what the tables know.")
+    elif owner is not None and mark is None:
+        answer = await _ask(request, owner, notes)
+        if answer is not None:
+            return answer
+        reachable = False
+    elif owner is not None:
+        notes.append("Another process runs this chat, and this request was handed on already: the tables answer.")
+    messages = await _count(request, snapshots, chat_id, notes)
+    live = await run_in_threadpool(inspection.inspect, chat_id)
+    if not state.is_known and not (live and live["runs"]) and messages is None:
+        return _not_found()
+    if live is None and replica_id is not None:
+        notes.append("This process is shutting down.")
+    return JSONResponse(
+        {
+            "version": VERSION,
+            "chat_id": chat_id,
+            "taken_at": queries.iso(state.taken_at),
+            "answered_by": {"replica_id": replica_id, "forwarded": mark is not None},
+            "owner": {
+                "replica_id": None if owner is None else owner.runner_id,
+                "by": None if owner is None else "lease" if owner.by_lease else "run",
+                "reachable": reachable,
+            },
+            "heartbeat": _heartbeat(owner),
+            "active_task_kind": state.runs[0]["kind"] if state.runs else None,
+            "in_progress": {name: list(getattr(state, name)) for name in ("runs", "steps", "attempts")},
+            "finished": list(state.finished),
+            "errors": {**state.errors, "of_last_runs": state.counted_runs},
+            "messages": messages,
+            "live": live,
+            "notes": notes,
+        }
+    )
+
+
+async def _refusal(request: Request, authorize: Authorize | None, chat_id: str) -> Response | None:
+    if authorize is None:
+        access: Access = request.app.state.access
+        if await access.permits(request):
+            return None
+        return JSONResponse(
+            {"error": "A token is needed: Authorization: Bearer TOKEN."}, 401, {"www-authenticate": "Bearer"}
+        )
+    said = authorize(request, chat_id)
+    allowed = await said if inspect.isawaitable(said) else said
+    return None if allowed is True else _not_found()
+
+
+def _not_found() -> Response:
+    return JSONResponse({"error": "There is no such chat."}, 404)
+
+
+async def _ask(request: Request, owner: Owner, notes: list[str]) -> Response | None:
+    """The owner's answer, as it is; None, with a note, where there is none."""
+    replica = owner.replica
+    url, token = (None, None) if replica is None else (replica["inspection_url"], replica["inspection_token"])
+    if url is None or token is None:
+        notes.append("The process that runs this chat has told no URL (public_url=...): this is what the tables know.")
+        return None
+    raw = request.scope.get("raw_path") or request.url.path.encode()
+    path = PATH + raw.decode("latin-1").partition(PATH)[2]
+    query = request.scope["query_string"].decode("latin-1")
+    try:
+        answer = await run_in_threadpool(
+            proxy.forward, url, token, request.method, f"{path}?{query}" if query else path, request.headers
+        )
+    except proxy.Unreachable as exc:
+        logger.debug("the owner of a chat cannot be asked", exc_info=exc)
+        notes.append(f"The process that runs this chat could not be asked. {exc} This is what the tables know.")
+        return None
+    headers = {} if answer.content_type is None else {"content-type": answer.content_type}
+    return Response(answer.body, answer.status, headers)
+
+
+def _heartbeat(owner: Owner | None) -> dict[str, Any]:
+    if owner is None:
+        return {"runner_id": None, "heartbeat_at": None, "age_seconds": None, "is_stale": None}
+    beat = None if owner.replica is None else owner.replica["heartbeat_at"]
+    return {
+        "runner_id": owner.runner_id,
+        "heartbeat_at": None if beat is None else queries.iso(beat),
+        "age_seconds": owner.age_seconds,
+        "is_stale": owner.is_stale,
+    }
+
+
+async def _count(request: Request, snapshots: Snapshots, chat_id: str, notes: list[str]) -> MessageCounts | None:
+    settings: Settings = request.app.state.settings
+    try:
+        if snapshots.count_messages is not None:
+            return await message_counts.from_hook(snapshots.count_messages, chat_id)
+        if settings.messages_table:
+            return await run_in_threadpool(
+                message_counts.from_table,
+                request.app.state.store.engine,
+                settings.messages_table,
+                settings.messages_columns,
+                chat_id,
+            )
+    except BadCounts as exc:
+        notes.append(str(exc))
+    except SQLAlchemyError as exc:
+        logger.debug("the messages of a chat cannot be counted", exc_info=exc)
+        notes.append(f"The messages in {settings.messages_table} could not be counted ({type(exc).__name__}).")
+    except Exception as exc:  # of the application's hook
+        logger.warning("count_messages raised %s; the snapshot has no counts.", type(exc).__name__)
+        logger.debug("count_messages", exc_info=exc)
+        notes.append(f"count_messages raised {type(exc).__name__}.")
+    return None
+
+
+ROUTES = [Route(PATH + "{chat:path}/debug/snapshot", snapshot, methods=["GET"])]
