@@ -144,6 +144,8 @@ def tasks(engine: Engine) -> dict[str, Callable[[], object]]:
         "a run with its steps": lambda: queries.load_run(engine, some),
         "an id by its beginning": lambda: queries.find(engine, some[:12]),
         "what is in progress": lambda: queries.list_waiting(engine),
+        "a chat's snapshot": lambda: queries.load_chat(engine, "chat 7"),
+        "the snapshot of a chat with 10,000": lambda: queries.load_chat(engine, LARGE_CHAT),
         "what changed, where nothing did": caught_up.poll,
     }
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, func, select
@@ -53,7 +52,7 @@ class ChatState:
     attempts: Sequence[Attempt] = ()
     finished: Sequence[Run] = ()
     """The last `LAST_FINISHED` that have ended, the newest first."""
-    errors: Mapping[str, int] = MappingProxyType({"runs": 0, "steps": 0, "attempts": 0})
+    errors: Mapping[str, int] = field(default_factory=lambda: {"runs": 0, "steps": 0, "attempts": 0})
     """Those with status ``error``, of the newest `COUNTED_RUNS` runs."""
     counted_runs: int = 0
     owner: Owner | None = None
