@@ -48,7 +48,7 @@ def test_the_columns_are_those_of_the_design() -> None:
         "response_headers response_body replica_id updated_at",
     }
     assert {name: columns[name] for name in of} == {name: set(names.split()) for name, names in of.items()}
-    assert columns.keys() == {*of, "replicas", "settings"}
+    assert columns.keys() == {*of, "replicas", "runner_leases", "settings"}
 
 
 def test_head_is_the_newest_revision_and_revisions_are_in_order() -> None:
