@@ -441,9 +441,10 @@ class Attempt:
     def _error(self, kind: str) -> dict[str, Any]:
         wire = self.facts.error
         if wire is not None and wire.type == kind:
-            error: dict[str, Any] = {"type": kind, "message": self.recorder.redactor.text(wire.message)}
+            redacted = self.recorder.redactor.text
+            error: dict[str, Any] = {"type": redacted(kind), "message": redacted(wire.message)}
             if wire.code:
-                error["code"] = wire.code
+                error["code"] = redacted(wire.code)
         elif self._raised is not None and self._raised["type"] == kind:
             error = {**self._raised, "bytes_received": self.bytes_received}
             if self.reader is not None:

@@ -63,7 +63,7 @@ THREAD_NAME: Final = "otel-chatdebug-redact"
 STRUCTURE: Final = frozenset(
     {
         "type", "role", "format", "id", "finish_reason", "finish_reasons", "media_type", "mode", "model", "code",
-        "exception", "request_id",
+        "exception", "cause", "request_id", "retry_after",
     }
 )  # fmt: skip
 """Keys whose values are words of the formats and ids, not content; but not below `FREE`."""

@@ -100,8 +100,14 @@ def split(name: str) -> list[str]:
 
 
 def error(name: str) -> bytes:
-    return json.dumps({"error": {"code": 401, "status": "UNAUTHENTICATED", "message": text(f"{name}error"),
-                                 "details": deep(f"{name}error")}}).encode()  # fmt: skip
+    told = {
+        "code": 401,
+        "type": f"sk-proj-{secret(f'{name}type')}",
+        "status": "UNAUTHENTICATED",
+        "message": text(f"{name}error"),
+        "details": deep(f"{name}error"),
+    }
+    return json.dumps({"error": told}).encode()
 
 
 def _gemini() -> dict[str, Any]:

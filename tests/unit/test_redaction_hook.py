@@ -21,7 +21,7 @@ from otel_chatdebug.redaction import REDACTED, UserRedactor
 from otel_chatdebug.redaction.hook import PLACES, THREAD_NAME
 from tests.support.recording import Chunks, Model, Recording, recording
 
-NAME = "Frau Mustermann"
+NAME = "Mustermann"
 """What no rule of ours knows for a secret."""
 
 
@@ -158,6 +158,7 @@ def test_a_piece_takes_a_bounded_time_and_a_hanging_call_none_more(slow: Slow) -
     assert mine.piece("request_body", "second") == REDACTED
     assert slow.called.get(timeout=10) == "first"
     assert slow.called.empty()  # the second did not even reach it
+    assert mine._jobs.empty()  # and nobody waited for its turn
     slow.let.set()
     while mine._is_stuck:
         pass
