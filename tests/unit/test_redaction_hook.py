@@ -90,7 +90,7 @@ def test_a_name_that_comes_in_pieces_is_seen_in_the_whole() -> None:
     with recording(redact=pseudonym) as recorded:
         Model(answer).call()
         shown = written(recorded)
-    assert "It is [PERSON]." in shown
+    assert "It is Frau [PERSON]." in shown
     assert "sterm" not in shown
 
 
