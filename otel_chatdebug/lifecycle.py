@@ -190,7 +190,8 @@ def set_stale_after(seconds: float) -> None:
 def set_inspection_url(url: str | None) -> None:
     """Tells the other processes, in the row of this one, where it can be asked what it is doing; None: nowhere.
 
-    There within a heartbeat; kept when recording is configured anew; gone in a forked child, and when recording ends.
+    There within a heartbeat, and gone from the row when recording ends. Told again when recording is configured anew,
+    but not by a forked child.
     """
     global _inspection_url, _inspection_token
     _inspection_url, _inspection_token = url, None if url is None else secrets.token_urlsafe(INSPECTION_TOKEN_BYTES)

@@ -118,7 +118,8 @@ def _opened(*, read_only: bool = True) -> Iterator[tuple[Engine, str]]:
 
         url = settings().database_url
         database.check_shared(url)
-        engine = database.open_engine(url, read_only=read_only, busy_seconds=UPGRADE_SECONDS)
+        patience = database.BUSY_SECONDS if read_only else UPGRADE_SECONDS
+        engine = database.open_engine(url, read_only=read_only, busy_seconds=patience)
         try:
             yield engine, database.redacted(url)
         finally:

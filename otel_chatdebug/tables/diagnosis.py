@@ -44,7 +44,8 @@ _SQLITE_AWAY = {
 _SQLITE_ERROR = 1  # "no such table", and other ways in which the schema is not what it was when we connected
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
-_POSTGRES_LOCKED = ("55P03", "40")  # lock_not_available, transaction rollback (deadlock, serialization)
+_POSTGRES_LOCK_TIMEOUT = "55P03"  # lock_not_available
+_POSTGRES_LOCKED = (_POSTGRES_LOCK_TIMEOUT, "40")  # and transaction rollback (deadlock, serialization)
 _POSTGRES_SCHEMA = ("42P01", "42703", "42P07", "42701", "42883", "3F")  # undefined and duplicate tables and columns
 _POSTGRES_AWAY = (*_POSTGRES_SCHEMA, "08", "25006", "28", "3D", "42501", "53", "57", "58", "F0", "XX")
 
@@ -106,6 +107,8 @@ def diagnose(exc: BaseException) -> tuple[Fault, str]:
         return Fault.RECORD, str(original)
     state = getattr(original, "sqlstate", None)
     if state is not None:
+        if state == _POSTGRES_LOCK_TIMEOUT:
+            return Fault.LOCKED, "another connection holds its lock (is an upgrade under way?)"
         if state.startswith(_POSTGRES_LOCKED):
             return Fault.LOCKED, first_line(original)
         if state.startswith(_POSTGRES_SCHEMA):
