@@ -46,6 +46,8 @@ def upgrade() -> None:
 
         found = migrations.upgrade(engine)
         head = migrations.head()
+        if (problem := migrations.examine(engine).problem) is not None:
+            raise problem
     if found is None:
         click.echo(f"Created the tables, schema version {head}, in {place}.")
     elif found == head:

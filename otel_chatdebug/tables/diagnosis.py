@@ -50,10 +50,11 @@ _POSTGRES_SCHEMA = ("42P01", "42703", "42P07", "42701", "42883", "3F")  # undefi
 _POSTGRES_AWAY = (*_POSTGRES_SCHEMA, "08", "25006", "28", "3D", "42501", "53", "57", "58", "F0", "XX")
 
 _POSTGRES_WORDS = (
-    (r'password authentication failed for user "(.*?)"', 'it refuses the password of the user "{0}": check both'),
-    (r"no password supplied", "it asks for a password, and the URL has none"),
-    (r"no pg_hba\.conf entry", "its pg_hba.conf does not let this user in from here"),
-    (r'role "(.*?)" does not exist', 'it has no user "{0}": create it, or name another'),
+    (r'password authentication failed for user "(.*?)"',
+     'the server refuses the password of the user "{0}": check both'),
+    (r"no password supplied", "the server asks for a password, and the URL has none"),
+    (r"no pg_hba\.conf entry", "the server's pg_hba.conf does not let this user in from here"),
+    (r'role "(.*?)" does not exist', 'the server has no user "{0}": create it, or name another'),
     (r'database "(.*?)" does not exist', 'the server has no database "{0}": create it, or name another'),
     (
         r'permission denied for database "(.*?)"',

@@ -22,6 +22,7 @@ from otel_chatdebug.tables.writer import Beat, Writer
 from tests.support.net import free_port
 from tests.support.postgres import PASSWORD, Postgres
 from tests.support.records import run_record
+from tests.support.sources import Live
 
 SECRET = "hush hush/?#"
 ROOT = Path(migrations.__file__).parents[3]
@@ -109,13 +110,6 @@ def test_missing_rights_to_create_the_tables(weak: str, postgres: Postgres) -> N
     postgres.sql(f"DROP DATABASE {name}")
 
 
-class Live:
-    final = queued = True
-
-    def records(self) -> list[object]:
-        return [run_record()]
-
-
 @pytest.mark.parametrize(("bad", "said"), BAD)
 def test_an_application_gets_one_warning_and_goes_on(
     postgres: Postgres, caplog: pytest.LogCaptureFixture, bad: Callable[[Postgres], str], said: str
@@ -123,7 +117,7 @@ def test_an_application_gets_one_warning_and_goes_on(
     writer = Writer(bad(postgres), replica_id="r", heartbeat_interval=9, beat=Beat)
     told = threading.Event()
     caplog.handler.addFilter(lambda record: told.set() or True)
-    writer.put(Live())  # type: ignore[arg-type]
+    writer.put(Live(run_record()))
     assert told.wait(60)
     writer.close(0.2)
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
@@ -139,7 +133,7 @@ def test_rights_that_are_granted_later_are_used(
 ) -> None:
     """What was waiting is written then."""
     writer = Writer(weak, replica_id="r", heartbeat_interval=9, beat=Beat)
-    writer.put(Live())  # type: ignore[arg-type]
+    writer.put(Live(run_record()))
     assert not writer.flush(0.3)
     name = make_url(weak).database or ""
     postgres.sql("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO weak", database=name)

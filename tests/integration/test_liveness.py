@@ -30,6 +30,7 @@ from otel_chatdebug.tables.writer import Beat, Writer
 from otel_chatdebug.version import __version__
 from tests.support.at_once import at_once
 from tests.support.records import NOW, attempt_record, run_record, step_record
+from tests.support.sources import Live
 
 ROOT = Path(migrations.__file__).parents[3]
 SECOND = 1_000_000
@@ -195,19 +196,10 @@ class TestHeartbeat:
         }
 
 
-class Open:
-    """What is open in a process: one run, whose row is there."""
-
-    final = queued = False
-
-    def __init__(self, id: str = "run") -> None:
-        self.id = id
-
-    def records(self) -> list[Record]:
-        return [run_record(self.id)]
-
-    def beat(self) -> Beat:
-        return Beat([self], runs=[self.id])  # type: ignore[list-item]
+def working_on(run_id: str) -> Callable[[], Beat]:
+    """The beat of a process in which one run is open."""
+    run = Live(run_record(run_id), queued=False)
+    return lambda: Beat([run], runs=[run_id])
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -246,8 +238,7 @@ class TestInTheBackground:
     def test_sweeps_the_runs_of_the_dead_and_keeps_its_own(self, engine: Engine, database_url: str) -> None:
         write(engine, run_record("dead", replica_id="another"))
         last_beat(engine, NOW)
-        mine = Open("mine")
-        writer = Writer(database_url, replica_id="me", heartbeat_interval=0.1, beat=mine.beat, stale_after=30)
+        writer = Writer(database_url, replica_id="me", heartbeat_interval=0.1, beat=working_on("mine"), stale_after=30)
         writer.start()
         until(lambda: row(engine, schema.runs, "dead")["status"] == "interrupted")
         first = row(engine, schema.runs, "mine")["heartbeat_at"]
@@ -257,8 +248,9 @@ class TestInTheBackground:
 
     def test_the_pace_follows_the_threshold_while_it_runs(self, engine: Engine, database_url: str) -> None:
         """Until then nothing comes for hours."""
-        mine = Open("mine")
-        writer = Writer(database_url, replica_id="me", heartbeat_interval=9999, beat=mine.beat, stale_after=99999)
+        writer = Writer(
+            database_url, replica_id="me", heartbeat_interval=9999, beat=working_on("mine"), stale_after=99999
+        )
         writer.start()
         until(lambda: replicas.find(engine, "me") is not None and writer.flush(PATIENCE))
         write(engine, run_record("dead", replica_id="another"))
