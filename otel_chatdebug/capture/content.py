@@ -10,6 +10,7 @@ import threading
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_chatdebug.blobs import without_long_base64
 from otel_chatdebug.capture.kept import KEPT_BODY, KEPT_HEAD, Kept
 from otel_chatdebug.records import AttemptContent, ContentRank, Record
 from otel_chatdebug.redaction import UserRedactor
@@ -192,6 +193,8 @@ def _request_content(request: Any) -> bytes | None:
 
 def _load(raw: bytes) -> Any:
     """The object or list that ``raw`` is, as JSON; None for anything else, and for what is too large to be parsed."""
+    if len(raw) > KEPT_BODY:
+        raw = without_long_base64(raw)  # files and images, whose data is not kept anyway
     if len(raw) > KEPT_BODY:
         return None
     try:

@@ -214,3 +214,27 @@ def test_frames_that_throttle_say_so(provider: Provider, seen: Recording) -> Non
     ask(provider, stream, sent(stream))
     assert seen.attempt.error["type"] == "throttlingException"
     assert seen.attempt.error["message"].startswith("Too many tokens")
+
+
+@pytest.mark.parametrize("as_url", [True, False], ids=["data URL", "plain base64"])
+def test_a_request_with_an_image_of_megabytes_is_normalised(provider: Provider, seen: Recording, as_url: bool) -> None:
+    """Its data is never kept; all around it is."""
+    data = "iVBORw0K" * 1_000_000
+    image = (
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        if as_url
+        else {"type": "file", "file": {"filename": "cat.png", "file_data": data}}
+    )
+    body = {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]}
+    provider.script(Behaviour())
+    with httpx.Client() as client:
+        client.post(f"{provider.url}/v1/chat/completions", json=body)
+    request = seen.content.normalized_request
+    check_request(request)
+    text, part = request["messages"][0]["parts"]
+    assert text["text"] == "What is it?"
+    assert part["bytes"] == 6_000_000
+    shown = seen.attempt_content.request_body
+    assert shown is not None
+    assert "What is it?" in shown
+    assert len(shown) < 1000

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_chatdebug.wire import registry, sse
-from otel_chatdebug.wire.framing import NDJSON, SSE, Framing
+from otel_chatdebug.wire.framing import JSON_ARRAY, NDJSON, SSE, Framing
 from otel_chatdebug.wire.framing import events as events_in
 from otel_chatdebug.wire.registry import StreamReader, error_from_body, find, framing, framing_by_start, generic
 from otel_chatdebug.wire.types import Facts, Usage, WireError
@@ -694,3 +694,25 @@ def test_a_bomb_of_tiny_events_hides_no_terminal_event_of_anthropic() -> None:
     reader.feed(b"data: {}\n\n" * 20_000)
     reader.feed(b'data: {"type":"message_stop"}\n\n')
     assert reader.facts.terminal
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 10_000])
+def test_brackets_and_quotes_within_texts_do_not_cut_an_array(step: int) -> None:
+    values: list[Any] = [
+        {"a": 'quote " bracket ] brace } backslash \\', "b": ["\\", '\\"', "{[", ""]},
+        {},
+        {"c": {"d": [[{}], "\\\\"]}},
+    ]
+    data = json.dumps(values, indent=1).encode()
+    framer = JSON_ARRAY.framer()
+    blocks = [block for piece in every(data, step) for block in framer.feed(piece)]
+    assert [json.loads(block) for block in blocks] == values
+
+
+def test_a_block_whose_type_is_no_text_is_kept_raw() -> None:
+    format = find("/v1/messages")
+    assert format is not None
+    start = {"type": "content_block_start", "index": 0, "content_block": {"type": ["text"], "x": 1}}
+    made = registry.assemble(format, [(None, json.dumps(start).encode())])
+    assert made is not None
+    assert made["messages"][0]["parts"] == [{"type": "unknown", "raw": {"type": ["text"], "x": 1}}]
