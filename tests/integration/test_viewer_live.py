@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +17,9 @@ import pytest
 from playwright.sync_api import expect
 
 from otel_chatdebug.demo.provider import Behaviour, Provider
-from tests.support import apps, pages
+from tests.support import apps, net, pages
 from tests.support.browser import WAIT, Watch, screenshot
+from tests.support.markdown import blocks
 from tests.support.pages import TOKEN, Served
 
 STREAM = """
@@ -40,14 +43,14 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     with ExitStack() as stack:
         watches = []
 
-        def begin(server: Served, refused: str | None = None) -> Any:
+        def begin(server: Served, refused: str | None = None, path: str = "/") -> Any:
             context = stack.enter_context(browser.new_context(viewport={"width": 1280, "height": 900}))
             context.set_default_timeout(WAIT)
             page = context.new_page()
             if refused:
                 page.route(refused, lambda route: route.fulfill(status=503))
             watches.append(Watch(page, server.origin))
-            page.goto(f"{server.origin}/?token={TOKEN}")
+            page.goto(f"{server.origin}{path}?token={TOKEN}")
             page.evaluate("window.neverReloaded = true")
             return page
 
@@ -211,3 +214,36 @@ def test_it_listens_on_this_machine_alone_and_prints_a_link_that_opens_it(
 def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "otel_chatdebug.cli", "serve", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=pages.PATIENCE, check=False)
+
+
+def test_the_page_s_own_example_mounts_it_and_ends_with_its_server(
+    chatdebug_home: Path, provider: Provider, visit: Callable[..., Any]
+) -> None:
+    """Links, scripts and updates below a path of another application, whose Ctrl-C waits for no open page."""
+    (block,) = blocks("docs/web.md", "python")
+    held = Behaviour(stall_after=2)
+    provider.script(held)
+    listen = "import uvicorn\nuvicorn.run(app, port=int(os.environ['PORT']), log_level='warning')\n"
+    port = net.free_port()
+    environment = {**os.environ, "DEBUG_TOKEN": TOKEN, "PORT": str(port)}
+    process = subprocess.Popen([sys.executable, "-c", f"{block.code}\n{listen}"], env=environment)
+    server = Served(f"http://127.0.0.1:{port}/debug/?token={TOKEN}", process)
+    with process:
+        try:
+            apps.until(lambda: net.listens(port))
+            page = visit(server, path="/debug/")
+            expect(page.locator("#live")).to_have_text("live", timeout=WAIT)
+            with apps.started(STREAM, provider.url) as app:
+                row = page.locator(f"#run-{app.wait_for('run')}")
+                expect(row).to_contain_text("in progress", timeout=WAIT)
+                held.release()
+                expect(row).to_contain_text("completed", timeout=WAIT)
+                assert app.ended().returncode == 0
+            row.locator("a.row-link").click()
+            expect(page.locator("section[aria-label=Output]")).to_contain_text("wörd5", timeout=WAIT)
+            page.click(".attempt-card > summary")
+            expect(page.locator("pre.body").first).to_contain_text("gpt-5-mini", timeout=WAIT)
+            assert server.stop() in (0, -signal.SIGINT, 130)
+        finally:
+            if process.poll() is None:
+                process.kill()

@@ -18,3 +18,9 @@ def free_ports(count: int) -> list[int]:
 def free_port() -> int:
     """One port of `free_ports`."""
     return free_ports(1)[0]
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections to this port of 127.0.0.1."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0

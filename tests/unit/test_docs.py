@@ -33,6 +33,7 @@ PAGES = [
     "docs/secrets.md",
     "docs/telemetry.md",
     "docs/usage.md",
+    "docs/web.md",
 ]
 
 STANDARD_VARIABLES = {
