@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from otel_chatdebug.records import AttemptRank, Record
 from otel_chatdebug.status import Status
-from otel_chatdebug.tables import cleanup, database, merge, migrations, queries, schema, transfer
+from otel_chatdebug.tables import database, liveness, merge, migrations, queries, schema, transfer
 from otel_chatdebug.tables.transfer import Imported
 from tests.support.records import (
     NOW,
@@ -103,7 +103,7 @@ def test_a_run_that_was_open_is_swept_by_its_own_last_sign_of_life(new_engine: C
     with here.begin() as connection:
         connection.execute(schema.runs.update().values(heartbeat_at=NOW + 7))
     transfer.import_runs(there, transfer.read_export("".join(transfer.export_runs(here, ["run"]))))
-    assert cleanup.finalize_stale(there, 60.0).runs == 1
+    assert liveness.finalize_stale(there, 60.0).runs == 1
     assert queries.load_run(there, "run")["finished_at"] == queries.iso(NOW + 7)
 
 
