@@ -99,8 +99,6 @@ class Attempt(_State):
     events: int
     first_byte_at: str | None
     last_byte_at: str | None
-    longest_gap_ms: float | None
-    longest_gap_at: str | None
     duration_ms: float | None
     longest_gap_at: str | None
     longest_gap_ms: float | None
