@@ -325,7 +325,7 @@ def test_a_pool_of_forked_processes_with_a_stream_open_in_the_parent(
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     runs = table(database_url, schema.runs)
     children = [row for row in runs if row.kind == "child"]
-    assert sorted(row.chat_id for row in children) == list("01234567")
+    assert sorted(row.chat_id for row in children) == list("01234567"), done.stderr
     assert {row.status for row in runs} == {"completed"}
     assert len({row.replica_id for row in children}) == processes
     (parent,) = [row for row in runs if row.kind == "parent"]
