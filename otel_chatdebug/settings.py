@@ -37,17 +37,19 @@ SMALLEST_QUEUE = 1024**2
 """Bytes: with less, one long conversation would not fit."""
 
 MODEL_PATHS = (
-    r"/(?:chat|agents|fim)/completions$"
-    r"|/v1/completions$"
-    r"|/responses$"
-    r"|/v1/messages$|/messages$"
+    r"/completions$"
+    r"|/responses(?:/compact)?$"
+    r"|/messages(?:/batches)?$"
     r"|/embeddings$"
-    r"|:(?:stream)?[gG]enerateContent$|:embedContent$|:batchEmbedContents$"
+    r"|:(?:stream)?[gG]enerateContent$|:embedContent$|:batchEmbedContents$|:batchGenerateContent$"
     r"|/publishers/[^/]+/models/(?!count-tokens)[^/:]+:(?:predict|rawPredict|streamRawPredict)$"
     r"|/api/(?:chat|generate|embed)$"
     r"|/model/.+/(?:invoke|converse)(?:-with-response-stream|-stream)?$"
 )
-"""Paths of the endpoints that generate: OpenAI and its many relatives, Anthropic, Gemini, Ollama, Bedrock."""
+"""Paths of the endpoints that generate: OpenAI and its many relatives, Anthropic, Gemini, Ollama, Bedrock.
+
+Of batches the request that hands in the prompts is one of them; looking how far it has got, and fetching the results,
+is none."""
 
 
 CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")

@@ -7,7 +7,7 @@ writing, so every word of it passes through `clean`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -47,6 +47,25 @@ WHERE = {
     "between_steps": "between two steps: no model call is open, the application does other work",
 }
 """In words, where something in progress stands; by `otel_chatdebug.tables.queries.Where`."""
+
+CAUSES = {
+    "connect_timeout": "connect timeout: no connection in time",
+    "read_timeout": "read timeout: nothing came for too long",
+    "write_timeout": "write timeout: the request could not be sent in time",
+    "pool_timeout": "pool timeout: no connection of the client became free in time",
+    "timeout": "timeout",
+    "dns": "DNS: the host's name could not be resolved",
+    "tls": "TLS: no secure connection could be made",
+    "connection_refused": "refused: nobody listens there",
+    "unreachable": "no way to the host",
+    "proxy": "the proxy refused or failed",
+    "connect": "no connection could be made",
+    "disconnected": "the other side closed the connection",
+    "connection_reset": "the connection was reset",
+    "protocol": "what came is not HTTP",
+    "decoding": "the answer's content coding is broken",
+}
+"""In words, for the ``cause`` of an error."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -152,12 +171,49 @@ def error_text(error: Any) -> str:
     if not isinstance(error, Mapping):
         return one_line(error)
     head = ": ".join(one_line(error[key]) for key in ("type", "message") if error.get(key))
-    more = [
+    more = _failure_words(error) + [
         f"{one_line(key).replace('_', ' ')} {one_line(value)}" + (" s" if _is_seconds(key, value) else "")
         for key, value in error.items()
-        if key not in ("type", "message") and value not in (None, "") and str(value) != str(error.get("type"))
+        if key not in _TOLD_IN_WORDS and value not in (None, "") and str(value) != str(error.get("type"))
     ]
     return f"{head} ({', '.join(more)})" if more else head
+
+
+_TOLD_IN_WORDS = frozenset({"type", "message", "cause", "bytes_received", "events", "retryable", "retries_left"})
+"""Keys of an error that `error_text` does not tell one by one."""
+
+
+def _failure_words(error: Row) -> list[str]:
+    """What a request failed of and after how much of its answer, and whether its SDK sends such a request again."""
+    words = []
+    cause, received = error.get("cause"), error.get("bytes_received")
+    if cause:
+        words.append(CAUSES.get(str(cause), one_line(cause)))
+    if received:
+        events = error.get("events")
+        words.append(f"after {plural(received, 'byte')}" + (f" and {plural(events, 'event')}" if events else ""))
+    if error.get("retryable") is not None:
+        left = error.get("retries_left")
+        if not error["retryable"]:
+            words.append("the SDK does not retry it")
+        elif left == 0:
+            words.append("the SDK has no retry left")
+        else:
+            words.append("the SDK retries it" + ("" if left is None else f", {left} left"))
+    return words
+
+
+def failed_attempts(attempts: Sequence[Row]) -> list[str]:
+    """The attempts that failed, in one line each: ``attempt 1: 429 requests: Rate limit reached (...)``."""
+    lines = []
+    for attempt in attempts:
+        if attempt.get("status") != "error":
+            continue
+        status = attempt.get("response_status")
+        shown = f"{status} " if status is not None else ""
+        error = {key: value for key, value in (attempt.get("error") or {}).items() if key != "status_code"}
+        lines.append(f"attempt {attempt.get('number') or '?'}: {shown}{error_text(error)}")
+    return lines
 
 
 def _is_seconds(key: str, value: object) -> bool:

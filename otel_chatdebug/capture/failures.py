@@ -115,25 +115,29 @@ REQUEST_ID_LIMIT: Final = 200
 def cause(exc: BaseException) -> Cause | None:
     """What ``exc``, raised by a transport, comes from; None where it is nothing that is known."""
     names = [base.__name__ for base in type(exc).__mro__]
-    for name in names:
-        if name in _BY_CLASS:
-            return _BY_CLASS[name]
+    said = next((_BY_CLASS[name] for name in names if name in _BY_CLASS), None)
+    # Bridges to aiohttp call every connection that fails a ConnectTimeout.
+    if said is not None and said is not Cause.CONNECT_TIMEOUT:
+        return said
     for inner in _chain(exc):
-        found = _cause_of_one(inner)
+        found = _cause_of_one(inner, connecting="ConnectError" in names)
         if found is not None:
             return found
+    if said is not None:
+        return said
     if "RemoteProtocolError" in names:
         text = str(exc).lower()
         return Cause.DISCONNECTED if any(word in text for word in _DISCONNECTED) else Cause.PROTOCOL
     return next((_BY_CLASS_ALONE[name] for name in names if name in _BY_CLASS_ALONE), None)
 
 
-def _cause_of_one(exc: BaseException) -> Cause | None:
+def _cause_of_one(exc: BaseException, *, connecting: bool) -> Cause | None:
     if isinstance(exc, socket.gaierror) or type(exc).__name__ == "ClientConnectorDNSError":
         return Cause.DNS
     if isinstance(exc, ssl.SSLError):
-        # A connection that ends in the middle is an SSLError, too, when it was a secure one.
-        return Cause.DISCONNECTED if isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError) else Cause.TLS
+        # A secure connection that ends in the middle of an answer is an SSLError, too.
+        ended = isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+        return Cause.DISCONNECTED if ended and not connecting else Cause.TLS
     if isinstance(exc, OSError):
         return _BY_ERRNO.get(exc.errno or 0)
     return None
@@ -151,7 +155,10 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
         yield current
         if isinstance(current, BaseExceptionGroup):  # anyio has tried several addresses
             waiting.extend(current.exceptions)
-        waiting += [current.__cause__, current.__context__, getattr(current, "os_error", None)]  # the last is aiohttp's
+        # Only httpcore hides its cause in the context; elsewhere that may be the former failure, which an SDK was
+        # handling when it tried again.
+        hidden = current.__context__ if type(current).__module__.startswith("httpcore") else None
+        waiting += [current.__cause__ or hidden, getattr(current, "os_error", None)]  # the second is aiohttp's
 
 
 def request_id(headers: Mapping[str, str] | None, body: Any) -> str | None:

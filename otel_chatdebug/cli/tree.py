@@ -24,6 +24,7 @@ from otel_chatdebug.words import (
     clean,
     duration,
     error_text,
+    failed_attempts,
     lasted,
     moment,
     one_line,
@@ -196,6 +197,9 @@ class _RunTree:
         attempts = step.get("attempts") or ()
         if not attempts or step.get("error") != attempts[-1].get("error"):  # else it is told where it happened
             self._add_trouble(label, step)
+        failed = failed_attempts(attempts)
+        if len(failed) > 1:  # in one look, before each is told with all that is known of it
+            label.append("\n" + "\n".join(failed), style="red")
         branch = tree.add(Group(label, self._bar(step, 1)))
         if self._content:
             self._add_settings(branch, step.get("normalized_request"))

@@ -32,9 +32,7 @@ MODULES: Final = {
 """Module to patch, and the ``gen_ai.provider.name`` of its SDK."""
 
 PATHS: Final = {
-    "mistral_ai": re.compile(
-        r"/(?:fim|agents)/completions$|/conversations(?:/[^/]+(?:/restart)?)?$|:(?:stream)?[rR]awPredict$"
-    ),
+    "mistral_ai": re.compile(r"/conversations(?:/[^/]+(?:/restart)?)?$"),
     "gcp.gemini": re.compile(r"/interactions$"),
 }
 """Paths that generate, but not in every API: only the SDK tells whose they are."""

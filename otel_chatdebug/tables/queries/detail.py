@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Select, Table, func, literal, select
 
 from otel_chatdebug.tables import schema
 from otel_chatdebug.tables.queries.rows import AttemptContent, NotFound, StepContent, fetch
+from otel_chatdebug.words import failed_attempts
 
 MOST_MATCHES = 5
 """Candidates that are named where the beginning of an id is not unique."""
@@ -73,7 +74,8 @@ class MessagesPiece:
 
 
 def load_run(engine: Engine, id: str, *, content: bool = True) -> RunTree:
-    """A run with all below it: ``run["steps"]``, each with ``step["attempts"]``, in the order of their numbers.
+    """A run with all below it: ``run["steps"]``, each with ``step["attempts"]``, in the order of their numbers, and
+    ``step["failed_attempts"]``, those that failed in one line each.
 
     With ``content`` a step has the keys of `StepContent` too, and an attempt those of `AttemptContent`; None where
     there is no content (any more). One snapshot: all is read in one transaction. Raises `NotFound`.
@@ -102,6 +104,8 @@ def load_run(engine: Engine, id: str, *, content: bool = True) -> RunTree:
         step["attempts"] = []
     for attempt in requests:
         by_id[attempt["step_id"]]["attempts"].append(attempt)
+    for step in below:
+        step["failed_attempts"] = failed_attempts(step["attempts"])
     return {**found[0], "steps": below}
 
 
