@@ -76,9 +76,9 @@ def test_one_call_is_one_step(
 
     drive(main(), asynchronous)
     assert (recorded.step.status, recorded.attempt.status) == (Status.COMPLETED, Status.COMPLETED)
-    assert recorded.step.model == model.partition("/")[2] or api is GEMINI  # TODO: with Gemini's reader
+    assert recorded.step.model == model.partition("/")[2]
     assert recorded.step.operation == ("stream" if streamed else "generate")
-    providers = {"chat": "openai", "messages": "anthropic", "gemini": recorded.step.provider}
+    providers = {"chat": "openai", "messages": "anthropic", "gemini": "gcp.gemini"}
     assert recorded.step.provider == providers[api.name]
 
 
