@@ -100,6 +100,7 @@ class Call:
         "body",
         "client",
         "context",
+        "inner",
         "is_model_call",
         "model",
         "over",
@@ -129,6 +130,8 @@ class Call:
     ) -> None:
         self.recorder = recorder
         self.context = context
+        self.inner = context
+        """What was current where the SDK was last seen before it sent anything: below ``context``, if not the same."""
         self.sdk = sdk
         self.client = client
         """The httpx client that sends its requests. What another one sends meanwhile (for a token, say) is not its."""
@@ -387,8 +390,8 @@ def _implicit_step(
     recorder: Recorder, call: Call, format: registry.Format, facts: RequestFacts, *, adopt: bool
 ) -> LiveStep:
     """The step of a call that is inside of no explicit one: an adopted GenAI span, or a span of its own."""
-    adopted = _adoptable(get_current()) if adopt else None
-    context = get_current() if adopted is not None else call.context
+    adopted = _adoptable(get_current(), call.inner) if adopt else None
+    context = call.context if adopted is None else trace.set_span_in_context(adopted, get_current())
     run, parent = run_of_call(recorder, context, call.started_ns)
     if facts.model is None and call.body is not None:
         model = call.body.get("model")
@@ -407,9 +410,17 @@ def _implicit_step(
     )
 
 
-def _adoptable(context: Context) -> Span | None:
-    """The current span, where it is a GenAI call span that nobody has taken as a step yet."""
+def _adoptable(context: Context, outer: Context) -> Span | None:
+    """The current span, where it is a GenAI call span that nobody has taken as a step yet.
+
+    ``outer`` is the context around it: the anthropic SDK, where it finds no provider, makes a span current that records
+    nothing and has the ids of the one that was current, which is meant then.
+    """
     span = trace.get_current_span(context)
+    if not span.is_recording():
+        around = trace.get_current_span(outer)
+        if around.get_span_context() == span.get_span_context():
+            span = around
     given = getattr(span, "attributes", None)
     if (
         given is None

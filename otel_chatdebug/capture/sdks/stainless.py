@@ -63,6 +63,7 @@ def _opener(provider: str, longest_wait: float | None) -> hooks.Opener:
         current = current_call(context)
         if current is not None:
             if current.sdk:
+                current.inner = context
                 current.retries = _retries(sdk, options, longest_wait)
                 # Of the resource's method, which does not know the body yet.
                 if current.provider == provider and current.body is None and isinstance(options.json_data, Mapping):
