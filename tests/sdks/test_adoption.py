@@ -185,8 +185,10 @@ def test_a_foreign_span_that_stays_current_after_a_break_does_not_break_our_rows
     assert [len(instrumented.of_step(step)) for step in (first, second, third)] == [1, 1, 2]
     assert len({step.id for step in instrumented.steps}) == 3
     assert instrumented.run.status is Status.COMPLETED
-    # None of ours beside theirs.
-    assert sum(scope(span) == OURS for span in instrumented.spans.values()) == 5
+    # No call has two: theirs makes none below the one that it has left behind, so there it is ours.
+    called = [id for id, span in instrumented.spans.items() if span.name.startswith("chat ")]
+    assert {second.id, third.id} <= set(called) <= {step.id for step in instrumented.steps}
+    assert len(called) == len(set(called))
 
 
 @twins
