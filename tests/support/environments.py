@@ -77,7 +77,9 @@ def run(name: str, version: str, arguments: list[str]) -> bool:
         "tests/sdks/pytest.ini",
         "--confcutdir",
         "tests/sdks",
-        "-q",
+        "--quiet",
+        "--numprocesses",
+        "auto",
         "tests/sdks",
         *arguments,
     ]
