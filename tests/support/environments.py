@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -44,8 +45,13 @@ def find_python(version: str) -> str | None:
     """The interpreter of a version, such as 3.12; None where this machine has none."""
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
-    found = subprocess.run([*UV, "python", "find", "--no-python-downloads", version], capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
+    name = f"python{version}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    # pyenv's own shim is on PATH for versions that are installed but not switched on; it only says so.
+    for candidate in (shutil.which(name), *sorted(pyenv.glob(f"{version}.*/bin/{name}"), reverse=True)):
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True).returncode == 0:
+            return str(candidate)
+    return None
 
 
 def make(name: str, version: str) -> Path:
