@@ -517,9 +517,7 @@ class Attempt:
         if self.reader is not None:
             # Where it cannot be looked into, nobody knows of a terminal event: its end is the end.
             ends_by_itself = self.reader.may_have_ended or not self._legible
-            if self.end_of_body_ns is None:
-                return self.facts.terminal or (self._raised is None and self._has_finished)
-            return self.facts.terminal or ends_by_itself
+            return self.facts.terminal or (self.end_of_body_ns is not None and ends_by_itself)
         if self._content_length is not None:
             return self.bytes_received >= self._content_length
         if self.end_of_body_ns is None:
@@ -527,12 +525,6 @@ class Attempt:
         if not self.holds_json or not self._legible or not self._kept.is_whole:
             return True  # nothing says how long it should be: its end is the end
         return self._json() is not None
-
-    @property
-    def _has_finished(self) -> bool:
-        """The model has said why it stopped. Who leaves then (litellm does, with Anthropic's streams) has it all."""
-        reasons = self.facts.finish_reasons
-        return bool(reasons) and all(reasons)
 
     @property
     def _legible(self) -> bool:

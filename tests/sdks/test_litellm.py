@@ -75,7 +75,12 @@ def test_one_call_is_one_step(
                 await drain(answer, asynchronous)
 
     drive(main(), asynchronous)
-    assert (recorded.step.status, recorded.attempt.status) == (Status.COMPLETED, Status.COMPLETED)
+    # With Anthropic's streams its sync reader leaves before the terminal event, and counts as who breaks off.
+    leaves = api is MESSAGES and streamed and not asynchronous
+    status = Status.INTERRUPTED if leaves else Status.COMPLETED
+    if leaves:
+        gc.collect()
+    assert (recorded.step.status, recorded.attempt.status) == (status, status)
     assert recorded.step.model == model.partition("/")[2]
     assert recorded.step.operation == ("stream" if streamed else "generate")
     providers = {"chat": "openai", "messages": "anthropic", "gemini": "gcp.gemini"}
