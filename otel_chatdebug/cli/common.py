@@ -83,7 +83,8 @@ def cannot_be_used(exc: Exception) -> str:
     """The sentence for what the database raised."""
     from otel_chatdebug.tables import database
 
-    return f"The database cannot be used: {database.diagnose(exc)[1]}."
+    why = database.diagnose(exc)[1]
+    return f"The database cannot be used: {why}{'' if why.endswith(('?', '.')) else '.'}"
 
 
 @contextmanager
