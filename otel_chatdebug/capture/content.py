@@ -157,13 +157,14 @@ def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None,
         head = kept.head(KEPT_HEAD)
         if b"\n" not in head:
             head = kept.whole()  # one event of several hundred kilobytes: an image, say
+        lines = reader.framing.text(head)
         body = redactor.body(
-            reader.framing.text(head),
+            lines,
             "text/event-stream",
             framed=True,
             complete=whole and len(head) == kept.total,
             fragments=harmless,
-            total=kept.total,
+            total=kept.total - len(head) + len(lines),
         )
         return body, redacted
     parsed = _load(kept.whole()) if attempt.holds_json and kept.is_whole else None
