@@ -34,20 +34,35 @@ def text(value: object) -> str:
     return value
 
 
-_ODD = re.compile(r"\\u0000|\\ud[89a-f]|\d{19}")
-"""What may have to be replaced, in JSON with escapes: NUL, half a surrogate pair (or a whole one), a long integer."""
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+_ODD_ESCAPE = re.compile(r"\\u0000|\\ud[89a-f]")
+"""What may have to be replaced, in JSON with escapes: NUL, half a surrogate pair (or a whole one)."""
+
+_LONG = re.compile(r"\d{19}")
+"""The same: an integer that may be beyond 64 bits."""
+
+_STRIDE, _PERHAPS_LONG = 9, re.compile(r"\d\d")
+"""19 digits in a row are digits at two places, at least, of every ninth. A text without those need not be searched
+whole, which would take as long as its encoding."""
 
 
 def json_text(value: object) -> str:
     """``value`` as JSON text that every database takes; see `json_value` for what is replaced."""
     try:
         # Nearly always it is storable as it is, and C finds that out; else it is made anew, item by item.
-        encoded = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        encoded = _encode(value)
     except (TypeError, ValueError, RecursionError):
         encoded = None
-    if encoded is None or _ODD.search(encoded):
+    if encoded is None or _is_odd(encoded):
         return json.dumps(json_value(value), ensure_ascii=False, separators=(",", ":"))
     return encoded if "\\u" not in encoded else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _is_odd(encoded: str) -> bool:
+    if "\\u" in encoded and _ODD_ESCAPE.search(encoded):
+        return True
+    return bool(_PERHAPS_LONG.search(encoded[::_STRIDE]) and _LONG.search(encoded))
 
 
 def json_value(value: object, depth: int = MAX_DEPTH) -> Any:

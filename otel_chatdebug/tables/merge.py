@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import (
@@ -40,6 +40,7 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import Insert
 
@@ -221,6 +222,12 @@ def _select_known(table: Table) -> Any:
     return select(table.c.id).where(table.c.id.in_(bindparam("ids", expanding=True)), table.c.source > Source.STUB)
 
 
+_POSITIONAL: dict[str, Dialect] = {
+    "sqlite": sqlite.dialect(),
+    "postgresql": psycopg.dialect(paramstyle="format"),  # type: ignore[no-untyped-call]
+}
+
+
 class _Upsert:
     """The statement for a kind of record as the driver takes it, and how a record becomes its parameters.
 
@@ -239,26 +246,25 @@ class _Upsert:
 
     def __init__(self, kind: _Kind, dialect: Dialect) -> None:
         statement, attributes = _upsert(kind, dialect.name)
-        compiled = statement.compile(dialect=dialect)
+        # Parameters by position, for psycopg too: a dictionary for each row takes longer to make, and to take apart.
+        compiled = statement.compile(dialect=_POSITIONAL[dialect.name])
         assert isinstance(compiled, SQLCompiler)
         self.sql = str(compiled)
-        columns = list(attributes)
         self._values = attrgetter(*attributes.values())
-        self._processors = [kind.table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in columns]
-        self._names = [_parameter(attribute) for attribute in attributes.values()]
-        self._positions: list[int] | None = None
-        if compiled.positional:
-            # A parameter may stand in several places: the proposed number does.
-            self._positions = [self._names.index(name) for name in compiled.positiontup or ()]
+        converters = [schema.converter(kind.table.c[name], dialect.name) for name in attributes]
+        self._converters = [(index, converter) for index, converter in enumerate(converters) if converter is not None]
+        names = [_parameter(attribute) for attribute in attributes.values()]
+        # A parameter may stand in several places: the proposed number does.
+        self._arranged = itemgetter(*(names.index(name) for name in compiled.positiontup or ()))
 
-    def row(self, record: Record) -> tuple[Any, ...] | dict[str, Any]:
-        values = [
-            value if value is None or process is None else process(value)
-            for value, process in zip(self._values(record), self._processors, strict=True)
-        ]
-        if self._positions is None:
-            return dict(zip(self._names, values, strict=True))
-        return tuple([values[position] for position in self._positions])
+    def row(self, record: Record) -> tuple[Any, ...]:
+        values = list(self._values(record))
+        for index, convert in self._converters:
+            value = values[index]
+            if value is not None:
+                values[index] = convert(value)
+        row: tuple[Any, ...] = self._arranged(values)
+        return row
 
 
 def _upsert(kind: _Kind, dialect: str) -> tuple[Insert, dict[str, str]]:

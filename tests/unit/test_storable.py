@@ -101,3 +101,12 @@ def test_json_text_of_a_cycle_ends() -> None:
     value: list[Any] = []
     value.append(value)
     assert json.loads(storable.json_text(value))
+
+
+@pytest.mark.parametrize("padding", range(20))
+def test_a_long_integer_is_found_wherever_it_stands(padding: int) -> None:
+    """The text is searched in strides."""
+    found = json.loads(storable.json_text(["x" * padding, 2**63, "y" * padding]))
+    assert found[1] == str(2**63)
+    found = json.loads(storable.json_text(["x" * padding, 2**63 - 1, "y" * padding]))
+    assert found[1] == 2**63 - 1
