@@ -14,7 +14,7 @@ BENCH_VENV := .venv-bench
 PY := $(VENV)/bin/python
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test test-matrix unit lint types bench clean
+.PHONY: help demo test test-matrix unit lint types bench bench-writer clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make bench   what instrumentation costs, compared with others"
+	@echo "make bench-writer  how many attempts a second the tables take, and how soon they are there"
 	@echo "make clean   removes environments and caches"
 
 demo: $(VENV)/.demo
@@ -54,6 +55,9 @@ types: $(VENV)/.dev
 bench: $(BENCH_VENV)/.bench
 	@$(BENCH_VENV)/bin/python -m tests.support.backends
 	$(BENCH_VENV)/bin/python -m benchmarks.overhead $(ARGS)
+
+bench-writer: $(VENV)/.dev
+	$(PY) -m benchmarks.writer $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,12 @@ logger = logging.getLogger("otel_chatdebug")
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 """Seconds before the first retry, doubling up to the longest."""
 
+LOCKED_MOST = 0.5
+"""The longest where another connection holds the lock: it works, and it was waited for already."""
+
+LOCKED_PATIENCE = 3
+"""So many times in a row a lock is nothing to tell: several processes that start or write at once."""
+
 TELL_SECONDS = 60.0
 """Drops and troubles of the database are told at most this often."""
 
@@ -38,11 +44,12 @@ class Troubles:
     def struck(self, fault: Fault, reason: str, *, hurry: bool) -> None:
         """The database is in trouble: it is left alone for a while, which is short where a close waits (``hurry``)."""
         now = time.monotonic()
-        self._backoff = BACKOFF_FIRST if hurry else min(max(2 * self._backoff, BACKOFF_FIRST), BACKOFF_MOST)
+        most = min(LOCKED_MOST, BACKOFF_MOST) if fault is Fault.LOCKED else BACKOFF_MOST
+        self._backoff = BACKOFF_FIRST if hurry else min(max(2 * self._backoff, BACKOFF_FIRST), most)
         self.retry_at = now + self._backoff
         self._count += 1
-        if fault is Fault.LOCKED and self._count == 1:
-            return  # several processes that start or write at once
+        if fault is Fault.LOCKED and self._count <= LOCKED_PATIENCE:
+            return
         if not self._told and now - self._told_at >= TELL_SECONDS:
             self._told, self._told_at = True, now
             logger.warning(

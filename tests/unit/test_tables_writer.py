@@ -463,7 +463,7 @@ def test_memory_is_bounded_and_what_is_in_progress_is_dropped_first(
     monkeypatch.setattr("otel_chatdebug.tables.writer.BATCH", 1)
     other = locked(path)
     writer.put(Live(run_record("in work")))
-    wait_for(lambda: writer.stats.queue_length == 0)
+    wait_for(lambda: len(writer._batch))
     final_ones = [Live(ended_run(f"final {number}"), final=True) for number in range(10)]
     open_ones = [Live(run_record(f"open {number}")) for number in range(30)]
     # The first final ones are older than any in progress, and stay all the same.
