@@ -140,3 +140,11 @@ def _postgres(**settings: str) -> Postgres:
         if required():
             pytest.fail(f"CHATDEBUG_REQUIRE_BACKENDS is set, but: {missing}")
         pytest.skip(f"no PostgreSQL: {missing}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Figures that a test has recorded as ``said``, also where it passed in a process of its own."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "said" and report.when == "call":
+                terminalreporter.write_line(str(value))
