@@ -39,7 +39,7 @@ KILLED_EARLY = 0.2
 LONGEST_START = 0.5
 """Seconds after the fork within which these are killed."""
 
-AT_ONCE = 4
+AT_ONCE = 5
 """Children."""
 
 PAUSE = 0.03
