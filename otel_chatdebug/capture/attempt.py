@@ -455,9 +455,11 @@ class Attempt:
         if status is not None and status >= 400:
             error["status_code"] = status
             error["message"] = error["message"] or f"HTTP status {status}"
-            retry_after = headers.get("retry-after")
-            if retry_after is not None:
-                error["retry_after"] = str(retry_after)[:100]
+        retry_after = failures.retry_after(headers) if status is not None and status >= 400 else None
+        if retry_after is None and wire is not None:
+            retry_after = wire.retry_after
+        if retry_after is not None:
+            error["retry_after"] = retry_after
         request_id = failures.request_id(headers, self._error_body)
         if request_id is not None:
             error["request_id"] = self.recorder.redactor.text(request_id)

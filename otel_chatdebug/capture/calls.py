@@ -30,6 +30,7 @@ from opentelemetry.trace import Span, SpanKind
 from otel_chatdebug import attributes
 from otel_chatdebug.capture.attempt import Attempt
 from otel_chatdebug.capture.failures import Retries
+from otel_chatdebug.capture.providers import provider_of_host
 from otel_chatdebug.capture.states import Event
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.call_metrics import told_elsewhere
@@ -67,19 +68,6 @@ SEARCHED_REQUEST: Final = 4 * 1024
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 _STREAM: Final = re.compile(rb'"stream"\s*:\s*true')
-
-PROVIDER_BY_HOST: Final = {
-    "api.openai.com": "openai",
-    "api.anthropic.com": "anthropic",
-    "api.groq.com": "groq",
-    "api.mistral.ai": "mistral_ai",
-    "generativelanguage.googleapis.com": "gcp.gemini",
-    "api.deepseek.com": "deepseek",
-    "api.x.ai": "x_ai",
-    "api.cohere.com": "cohere",
-    "api.perplexity.ai": "perplexity",
-}
-"""``gen_ai.provider.name`` of a bare client's request; elsewhere the wire format's own provider is assumed."""
 
 
 class Within:
@@ -274,8 +262,7 @@ def _begin(
     facts.stream = facts.stream or call.stream
     call.is_model_call = True
     _give_up_last(call)
-    if call.provider is None:
-        call.provider = PROVIDER_BY_HOST.get(url.host) or format.provider
+    call.provider = provider_of_host(url.host) or call.provider or format.provider
     step, parent = _step_for(recorder, context, call, scope, format, facts)
     if (step.metrics is not None or step.in_events) and told_elsewhere(trace.get_current_span(context)):
         step.metrics, step.in_events = None, False

@@ -8,6 +8,7 @@ httpx, httpx2, httpcore, anyio and aiohttp are never imported for that.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -169,3 +170,19 @@ def request_id(headers: Mapping[str, str] | None, body: Any) -> str | None:
             return str(value)[:REQUEST_ID_LIMIT]
     value = body.get("request_id") if isinstance(body, dict) else None
     return value[:REQUEST_ID_LIMIT] if isinstance(value, str) else None
+
+
+RETRY_AFTER_LIMIT: Final = 100
+"""Characters of a ``Retry-After`` header that are kept."""
+
+
+def retry_after(headers: Mapping[str, str]) -> str | None:
+    """After how long the provider asks to try again: seconds, or a date; None where no header says so."""
+    value = headers.get("retry-after")
+    if value is not None:
+        return str(value)[:RETRY_AFTER_LIMIT]
+    try:
+        seconds = float(headers.get("retry-after-ms") or "") / 1000  # OpenAI's and Azure's
+    except ValueError:
+        return None
+    return f"{seconds:g}" if 0 <= seconds < math.inf else None

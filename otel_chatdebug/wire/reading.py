@@ -6,6 +6,7 @@ All of them take anything and never raise: what a provider sends is not ours to 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ MAX_CHOICES = 128
 
 MAX_COUNT = 2**53
 """The largest number of tokens that is believed: sums of it are numbers in every database, and on spans."""
+
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
+"""As protobuf spells it in JSON."""
 
 _parse = json.JSONDecoder(parse_constant=str).decode
 """NaN and Infinity become text: they are no JSON, and PostgreSQL would refuse the row."""
@@ -173,7 +177,17 @@ def _error(error: Mapping[str, Any]) -> WireError:
         type=name(error.get("type")) or name(error.get("status")) or code or "error",
         message=message[:MAX_MESSAGE] if isinstance(message, str) else "",
         code=code,
+        retry_after=_retry_delay(error),
     )
+
+
+def _retry_delay(error: Mapping[str, Any]) -> str | None:
+    """Google's APIs send no ``Retry-After``, but a ``google.rpc.RetryInfo`` with a duration such as ``34.07s``."""
+    for detail in map(mapping, items(error.get("details"))[:MAX_CHOICES]):
+        delay = detail.get("retryDelay")
+        if isinstance(delay, str) and (found := _DURATION.fullmatch(delay)):
+            return found[1]
+    return None
 
 
 def _error_from_detail(detail: Any) -> WireError | None:

@@ -33,6 +33,8 @@ class WireError:
     type: str
     message: str = ""
     code: str | None = None
+    retry_after: str | None = None
+    """Seconds, where the body says after how long to try again."""
 
 
 @dataclass(slots=True)

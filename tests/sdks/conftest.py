@@ -18,6 +18,7 @@ NEEDS = {
     "test_contract.py": (),
     "test_failures.py": ("openai",),
     "test_openai.py": ("openai",),
+    "test_providers.py": ("openai", "anthropic"),
     "test_anthropic.py": ("anthropic",),
     "test_mistral.py": ("mistralai",),
     "test_genai.py": ("google.genai",),

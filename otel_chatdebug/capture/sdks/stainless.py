@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from otel_chatdebug.capture import hooks
 from otel_chatdebug.capture.calls import Call, current_call, is_model_path
+from otel_chatdebug.capture.providers import provider_of_client
 from otel_chatdebug.capture.sdks.patching import Patch, Patches, recording
 from otel_chatdebug.capture.sdks.retries import StainlessRetries
 
@@ -60,13 +61,14 @@ def _opener(provider: str, longest_wait: float | None) -> hooks.Opener:
             return None
         recorder, context = found
         options = kwargs["options"] if "options" in kwargs else args[1]
+        name = provider_of_client(sdk) or provider
         current = current_call(context)
         if current is not None:
             if current.sdk:
                 current.inner = context
                 current.retries = _retries(sdk, options, longest_wait)
                 # Of the resource's method, which does not know the body yet.
-                if current.provider == provider and current.body is None and isinstance(options.json_data, Mapping):
+                if current.provider == name and current.body is None and isinstance(options.json_data, Mapping):
                     current.body = options.json_data
             return None
         # Options have the path below the base URL ("/chat/completions"), which is enough for patterns that are
@@ -83,7 +85,7 @@ def _opener(provider: str, longest_wait: float | None) -> hooks.Opener:
             context,
             sdk=True,
             client=getattr(sdk, "_client", None),
-            provider=provider,
+            provider=name,
             body=body if isinstance(body, Mapping) else None,
         )
         call.retries = _retries(sdk, options, longest_wait)
@@ -109,12 +111,13 @@ def _resource_opener(provider: str) -> hooks.Opener:
         if current_call(context) is not None:
             return None
         model = kwargs.get("model")
+        sdk = getattr(resource, "_client", None)
         return Call(
             recorder,
             context,
             sdk=True,
-            client=getattr(getattr(resource, "_client", None), "_client", None),
-            provider=provider,
+            client=getattr(sdk, "_client", None),
+            provider=provider_of_client(sdk) or provider,
             model=model if isinstance(model, str) else None,
             stream=kwargs.get("stream") is True,
         )
