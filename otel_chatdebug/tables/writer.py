@@ -77,6 +77,9 @@ LOADING_FORK_SECONDS = 20.0
 child that is forked in the middle of an import waits for ever when it imports that module itself, for its lock has an
 owner that is not there; the application's own imports would hang, too."""
 
+BURST_SECONDS = 0.1
+"""How long the database stays closed after a fork, for the next one, where nobody waits for what is written."""
+
 RESUME_SECONDS = 5.0
 """How long the thread waits for a fork that does not say that it is over."""
 
@@ -396,11 +399,20 @@ class Writer:
         backlog.drain()
 
     def _stand_aside(self) -> None:
-        """Has the database closed while some thread forks."""
-        if self._backlog.pauses:
+        """Has the database closed while some thread forks, and for a moment after it: whoever forks several children,
+        as pools and servers do, would have to wait for the connection that is being opened."""
+        backlog = self._backlog
+        while backlog.pauses:
             self._database.close()
-            self._backlog.stand_aside()
+            backlog.stand_aside()
             self._resumed.wait(RESUME_SECONDS)
+            # What the pause itself has set is of no meaning any more. Cleared before it is looked who waits.
+            self._hurry.clear()
+            backlog.drain()
+            if not backlog.called:
+                self._hurry.wait(BURST_SECONDS)
+                self._hurry.clear()
+                backlog.drain()
 
     def _settle(self) -> None:
         if not self._batch:
@@ -442,6 +454,8 @@ class Writer:
         try:
             with self._in_the_database():
                 engine = self._database.engine()
+            if self._late():  # opening took all the time there was: what waits belongs to the spool
+                return
             if backlog.stopping:
                 self._database.hasten()
             for source in self._heart.collect():
@@ -496,7 +510,7 @@ class Writer:
 
     def _read(self, source: Source) -> Sequence[Record]:
         source.queued = False
-        if self._late():
+        if time.monotonic() >= self._last_deadline:
             self._backlog.dropped += 1
             return ()
         try:

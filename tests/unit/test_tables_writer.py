@@ -21,6 +21,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_chatdebug import settings
 from otel_chatdebug.tables import database, migrations, opened, queries, troubles
+from otel_chatdebug.tables import writer as tables_writer
 from otel_chatdebug.tables.writer import Beat, Keep, Writer
 from tests.support import leaks
 from tests.support.records import NOW, attempt_content, attempt_record, ended_run, run_record, step_content, step_record
@@ -547,6 +548,53 @@ def test_a_close_keeps_what_waits_though_the_thread_is_in_a_call_that_does_not_r
     other.start()
     wait_for(lambda: other.stats.written == 4)
     assert ids(path) == ["0", "1", "2", "later"]
+
+
+def test_a_close_keeps_what_waits_though_the_database_is_opened_only_when_its_time_is_over(
+    make: Callable[..., Writer], path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    opening = threading.Event()
+    upgrade = migrations.upgrade
+    writer = make()
+
+    def late(engine: Any) -> Any:
+        opening.set()
+        wait_for(writer._late)
+        return upgrade(engine)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(migrations, "upgrade", late)
+        for number in range(3):
+            writer.put(Live(ended_run(str(number)), final=True))
+        assert opening.wait(SOON)
+        writer.close(5.0)
+    assert (writer.stats.spooled, writer.stats.dropped) == (3, 0)
+    other = make()
+    other.start()
+    wait_for(lambda: other.stats.written == 3)
+    assert ids(path) == ["0", "1", "2"]
+
+
+def test_the_database_stays_closed_between_the_forks_of_a_pool(
+    make: Callable[..., Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each but the first waits for a connection that is being opened, a second where that takes long."""
+    monkeypatch.setattr(tables_writer, "BURST_SECONDS", SOON)
+    writer = make()
+    writer.put(Live(run_record()))
+    assert writer.flush(SOON)
+    opened_again = []
+    engine = writer._database.engine
+    monkeypatch.setattr(writer._database, "engine", lambda: opened_again.append(None) or engine())
+    writer.put(Live(run_record("while it forks")))
+    for _ in range(3):
+        writer.pause()
+        assert writer._database.raw is None
+        writer.resume()
+    assert opened_again == []
+    assert writer.flush(SOON)  # which does not wait for the next fork
+    assert opened_again != []
 
 
 def test_close_interrupts_a_statement_that_does_not_end(make: Callable[..., Writer], path: Path) -> None:
