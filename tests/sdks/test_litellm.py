@@ -9,6 +9,7 @@ import litellm
 import pytest
 
 import otel_chatdebug as chatdebug
+from otel_chatdebug.capture import sdks
 from otel_chatdebug.demo.provider import Behaviour, Provider
 from otel_chatdebug.status import Status
 from tests.sdks.answers import CHAT, GEMINI, MESSAGES, Api, embeddings
@@ -187,3 +188,17 @@ def test_its_functions_are_what_they_were_when_the_instrumentation_is_off() -> N
         assert inspect.iscoroutinefunction(litellm.acompletion)
         assert litellm.completion.__doc__ == before[0].__doc__
     assert (litellm.completion, litellm.acompletion, litellm.Router.__dict__["acompletion"]) == before
+
+
+def test_its_functions_are_given_back(recorded: Recording) -> None:
+    patched = {
+        (owner, name): owner.__dict__[name] for owner, name in sdks._patched if "litellm" in owner.__name__.lower()
+    }
+    assert {name for _, name in patched} >= {"completion", "acompletion"}
+    sdks.uninstrument()
+    try:
+        for (owner, name), wrapper in patched.items():
+            assert owner.__dict__[name] is wrapper.__wrapped__
+    finally:
+        sdks.instrument()
+    assert litellm.completion is not patched[litellm, "completion"].__wrapped__  # on again
