@@ -1,6 +1,7 @@
 """Measures one variant in this process: blocks of calls, plain and instrumented in turn.
 
-``python -m benchmarks.measure VARIANT TERMS SECONDS PAIRS`` prints JSON. A process of its own for each variant, since
+``python -m benchmarks.measure VARIANT TERMS SECONDS PAIRS CALLS`` prints JSON; CALLS is ``common``
+(`benchmarks.workload`) or ``others`` (`benchmarks.others`). A process of its own for each variant, since
 a tracer provider is there for life and a patch that was taken off may leave traces; and both sides in that one process,
 since two processes differ more (hash seeds, memory layout) than what is to be measured.
 """
@@ -16,8 +17,12 @@ from dataclasses import asdict, dataclass
 from time import perf_counter, process_time
 from typing import Any, Final
 
+from benchmarks.others import OtherApplication
 from benchmarks.variants import VARIANTS, Variant
 from benchmarks.workload import Application
+
+COMMON, OTHERS = "common", "others"
+"""Which calls are measured."""
 
 WARM_UP: Final = 0.15
 """Share of a block's calls that are made before its clock starts: patching a class makes the interpreter forget what it
@@ -102,7 +107,7 @@ def calls_for(call: Callable[[], None], seconds: float) -> int:
 
 
 def measure(variant: Variant, *, seconds: float, pairs: int) -> dict[str, Any]:
-    """Both workloads, in ``pairs`` pairs of blocks of about ``seconds`` each."""
+    """All workloads, in ``pairs`` pairs of blocks of about ``seconds`` each."""
     results: dict[str, Any] = {}
     instrumented_calls = 0
     for name, call in variant.application.workloads().items():
@@ -137,8 +142,9 @@ def measure(variant: Variant, *, seconds: float, pairs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    name, terms, seconds, pairs = sys.argv[1:]
-    variant = VARIANTS[name](Application(), terms)
+    name, terms, seconds, pairs, calls = sys.argv[1:]
+    application = OtherApplication() if calls == OTHERS else Application()
+    variant = VARIANTS[name](application, terms)
     try:
         results = measure(variant, seconds=float(seconds), pairs=int(pairs))
     finally:

@@ -1,8 +1,9 @@
-"""What instrumentation costs: ``python -m benchmarks.overhead`` (or ``make bench``) prints two tables.
+"""What instrumentation costs: ``python -m benchmarks.overhead`` (or ``make bench``) prints three tables.
 
 Each variant is measured in a process of its own, plain against instrumented in turn (see `benchmarks.measure`), with
 the calls of `benchmarks.workload`. The first table is on the peers' terms: spans and rows are made and then dropped.
-The second has everything on for all: spans go by OTLP to a real collector, our rows also into SQLite.
+The second has everything on for all: spans go by OTLP to a real collector, our rows also into SQLite. The third is for
+otel-chatdebug alone, on the peers' terms: other SDKs, and a long stream (`benchmarks.others`).
 
 The README of this folder is made by ``--write``. ``--profile VARIANT`` says which of our functions the time goes to.
 """
@@ -25,10 +26,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import sampling
+from benchmarks import others, sampling
+from benchmarks.measure import COMMON, OTHERS
 from benchmarks.variants import ALL, PEERS, VARIANTS, missing
 from benchmarks.workload import STREAM_CHUNKS
-from tests.support.backends import BackendsMissing, Server, find_or_build
+from tests.support.backends import BackendsMissing, Server, find_or_build, get
 from tests.support.net import free_ports
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -43,6 +45,8 @@ PEER_VARIANTS: Final = ("httpx", "genai")
 VERSIONS: Final = (
     "otel-chatdebug",
     "openai",
+    "anthropic",
+    "google-genai",
     "httpx2",
     "opentelemetry-sdk",
     "opentelemetry-instrumentation-httpx",
@@ -65,6 +69,8 @@ EFFORTS: Final = {PEERS: Effort(0.02, 100), ALL: Effort(0.2, 25)}
 """Many short blocks, since the machine's mood changes; longer ones where background threads are to be in their stride
 (the writer gathers for 0.1 s)."""
 
+OTHERS_EFFORT: Final = Effort(0.05, 25)
+
 QUICK: Final = Effort(0.002, 2)
 
 TITLES: Final = {
@@ -77,7 +83,9 @@ class WorkerFailed(Exception):
     """A variant could not be measured; the message has the end of what its process said."""
 
 
-def measure(name: str, terms: str, effort: Effort, endpoint: str | None, folder: Path) -> dict[str, Any]:
+def measure(
+    name: str, terms: str, effort: Effort, endpoint: str | None, folder: Path, calls: str = COMMON
+) -> dict[str, Any]:
     """One variant, in a process of its own whose environment says nothing of OpenTelemetry that we have not said."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
     environment["XDG_STATE_HOME"] = str(folder)
@@ -86,7 +94,7 @@ def measure(name: str, terms: str, effort: Effort, endpoint: str | None, folder:
         environment["OTEL_TRACES_EXPORTER"] = "otlp"
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure", name, terms, str(effort.seconds), str(effort.pairs)],
+        [sys.executable, "-m", "benchmarks.measure", name, terms, str(effort.seconds), str(effort.pairs), calls],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -116,6 +124,14 @@ def table(terms: str, effort: Effort, endpoint: str | None, folder: Path) -> dic
         return {"terms": terms, "title": TITLES[terms], "rows": list(pool.map(row, VARIANTS))}
 
 
+def other_calls(quick: bool, folder: Path) -> dict[str, Any]:
+    """The third table: by workload."""
+    print("other SDKs, and a long stream", file=sys.stderr)
+    missing_sdks = [name for name in others.SDKS if not others.is_installed(name)]
+    effort = QUICK if quick else OTHERS_EFFORT
+    return {"calls": measure("chatdebug", PEERS, effort, None, folder, OTHERS), "missing": missing_sdks}
+
+
 @contextlib.contextmanager
 def collector(folder: Path) -> Iterator[str]:
     """A collector that drops what it gets; its OTLP endpoint.
@@ -127,7 +143,7 @@ def collector(folder: Path) -> Iterator[str]:
     grpc, health = (f"127.0.0.1:{port}" for port in free_ports(2))
     command = [str(backends.otelcol), "--config", str(COLLECTOR_CONFIG)]
     environment = {"BENCHMARK_OTLP_ENDPOINT": grpc, "BENCHMARK_HEALTH_ENDPOINT": health}
-    with Server(command, environment, f"http://{health}/", folder / "otelcol.log"):
+    with Server(command, environment, lambda: get(f"http://{health}/") is not None, folder / "otelcol.log"):
         yield f"http://{grpc}"
 
 
@@ -199,7 +215,23 @@ def as_text(result: dict[str, Any]) -> str:
             ]
         else:
             lines += ["", "Reach of otel-chatdebug: no dearer than the dearer of the two peers.", _verdict(one)]
+    lines += [
+        "",
+        "## Other SDKs, and a long stream: otel-chatdebug on the peers' terms",
+        "",
+        "| | plain | with otel-chatdebug | added | wall | reach |",
+        "|---|---|---|---|---|---|",
+        *(_other(name, one) for name, one in result["others"]["calls"].items()),
+        *(f"| {name} | not installed | | | | |" for name in result["others"]["missing"]),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _other(name: str, one: dict[str, Any]) -> str:
+    reach = REACH["stream" if "stream" in name else "json"]
+    verdict = "reached" if one["cpu"]["median"] <= reach else "missed"
+    plain, added = f"{one['plain_us'] / 1000:.2f} ms", f"{one['added_us']:+.0f} µs"
+    return f"| {name} | {plain} | {_spread(one['cpu'])} | {added} | {one['wall']['median']:.2f} | {reach}: {verdict} |"
 
 
 def _row(row: dict[str, Any]) -> str:
@@ -258,6 +290,9 @@ below a web framework.
 - otel-chatdebug makes both, keeps the bodies, and keeps a row for each run, step and attempt while they change.
 - Which of our functions the time goes to says `make bench ARGS='--profile chatdebug'`.
 - Redaction is part of *everything on*; what it costs by itself stands in [REDACTION.md](REDACTION.md).
+- The tables by themselves: [how many attempts a second they take](WRITING.md), and how soon a row is there;
+  [what a list or a search takes](READING.md) with a million runs.
+- Why a reach is missed: [PROFILE.md](PROFILE.md).
 """
 
 
@@ -286,6 +321,7 @@ def main() -> int:
                 table(PEERS, QUICK if options.quick else EFFORTS[PEERS], None, folder),
                 everything_on(options.quick, options.collector, folder),
             ]
+            result["others"] = other_calls(options.quick, folder)
         except WorkerFailed as exc:
             print(exc, file=sys.stderr)
             return 1

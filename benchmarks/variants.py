@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 import otel_chatdebug as chatdebug
+from benchmarks.others import OtherApplication
 from benchmarks.workload import Application
 from otel_chatdebug import lifecycle
 from otel_chatdebug.capture.instrumentor import INSTRUMENTORS
@@ -95,7 +96,7 @@ class Variant:
     """Whether the calls are made inside of a span, as below a web framework."""
     spans_per_call: ClassVar = 0
 
-    def __init__(self, application: Application, terms: str) -> None:
+    def __init__(self, application: Application | OtherApplication, terms: str) -> None:
         self.application = application
         self.terms = terms
         self.start()

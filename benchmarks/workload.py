@@ -55,7 +55,7 @@ def _stream_chunks() -> list[bytes]:
     return chunks
 
 
-class _Chunks(httpx2.SyncByteStream):
+class Chunks(httpx2.SyncByteStream):
     """A body that is handed over piece by piece, as one from a socket; ready content would be a path of its own."""
 
     def __init__(self, chunks: list[bytes]) -> None:
@@ -85,8 +85,8 @@ class InProcessTransport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         if b'"stream":true' in request.read():
-            return httpx2.Response(200, headers=self._stream_headers, stream=_Chunks(self._stream))
-        return httpx2.Response(200, headers=self._json_headers, stream=_Chunks(self._json))
+            return httpx2.Response(200, headers=self._stream_headers, stream=Chunks(self._stream))
+        return httpx2.Response(200, headers=self._json_headers, stream=Chunks(self._json))
 
 
 class Application:

@@ -54,6 +54,9 @@ def test_the_quick_benchmark_has_a_row_for_each_variant_and_says_why_a_table_is_
     assert everything["rows"] == []
     assert "collector" in everything["missing"]
     assert result["versions"]["openai"]
+    calls = result["others"]["calls"]
+    assert {"a stream of 5,000 events", "anthropic, JSON", "anthropic, stream"} <= calls.keys()
+    assert all(one["plain_us"] > 0 for one in calls.values())
     text = as_readme(result)
     for row in peers["rows"]:
         assert f"| {row['label']} |" in text

@@ -260,7 +260,7 @@ class Jaeger(Server):
                 "JAEGER_QUERY_GRPC_PORT": str(query_grpc),
                 "JAEGER_HEALTH_PORT": str(health),
             },
-            lambda: _get(f"http://127.0.0.1:{health}/status") is not None,
+            lambda: get(f"http://127.0.0.1:{health}/status") is not None,
             folder / "jaeger.log",
         )
 
@@ -281,7 +281,7 @@ class Jaeger(Server):
 
     def _trace(self, trace_id: str) -> list[dict[str, Any]]:
         # The old /api/traces rounds to microseconds; this one is OTLP's JSON.
-        body = _get(f"{self.query_url}/api/v3/traces/{trace_id}")
+        body = get(f"{self.query_url}/api/v3/traces/{trace_id}")
         if body is None:
             return []
         return sorted(
@@ -314,7 +314,7 @@ class Collector(Server):
                 "CHATDEBUG_BACKEND_ENDPOINT": backend.removeprefix("http://"),
                 "CHATDEBUG_QUEUE_FOLDER": str(folder / "queue"),
             },
-            lambda: _get(f"http://{health}/") is not None,
+            lambda: get(f"http://{health}/") is not None,
             folder / "otelcol.log",
         )
 
@@ -367,7 +367,7 @@ def _value(value: dict[str, Any]) -> Any:
             return next(iter(value.values()), None)
 
 
-def _get(url: str) -> bytes | None:
+def get(url: str) -> bytes | None:
     """The body of a good answer; None where nobody answers (yet) or the answer is an error such as "not found"."""
     try:
         with _opener.open(url, timeout=5) as response:
