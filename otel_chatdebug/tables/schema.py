@@ -351,6 +351,7 @@ Index("ix_chat_debug_runs_started", runs.c.started_at, runs.c.id)
 Index("ix_chat_debug_runs_chat", runs.c.chat_id, runs.c.started_at, runs.c.id, runs.c.status)
 for _column in (runs.c.status, runs.c.kind, runs.c.model):
     Index(f"ix_chat_debug_runs_{_column.name}", _column, runs.c.started_at, runs.c.id)
+Index("ix_chat_debug_runs_chat_open", runs.c.chat_id, runs.c.heartbeat_at, sqlite_where=OPEN, postgresql_where=OPEN)
 Index("ix_chat_debug_steps_chat", steps.c.chat_id)
 Index("ix_chat_debug_attempts_run", attempts.c.run_id)
 Index("ix_chat_debug_step_contents_run", step_contents.c.run_id)

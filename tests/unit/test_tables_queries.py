@@ -127,6 +127,7 @@ QUERIES: dict[str, Callable[[Engine], object]] = {
     "waiting": lambda engine: queries.list_waiting(engine),
     "waiting in a chat": lambda engine: queries.list_waiting(engine, chat_id="chat"),
     "waiting in a run": lambda engine: queries.list_waiting(engine, run_id="run1"),
+    "a chat's state": lambda engine: queries.load_chat(engine, "chat"),
     "changes": lambda engine: queries.Follower(engine, cursor="0").poll(),
     "changes of a chat": lambda engine: queries.Follower(engine, chat_id="chat", cursor="0").poll(),
     "changes of a run": lambda engine: queries.Follower(engine, run_id="run1", cursor="0").poll(),
@@ -165,3 +166,6 @@ def test_every_query_goes_by_an_index(name: str, writing: Engine, engine: Engine
             assert not whole, (statement, plan)
             if re.search(r"ORDER BY chat_debug_runs.started_at", statement):
                 assert not [line for line in plan if "TEMP B-TREE" in line], (statement, plan)
+            if re.search(r"AND \(?chat_debug_runs.chat_id.*\s+ORDER BY chat_debug_runs.heartbeat_at", statement):
+                # However many runs of other chats are open, and however many of this one have ended.
+                assert "ix_chat_debug_runs_chat_open" in plan[0], (statement, plan)

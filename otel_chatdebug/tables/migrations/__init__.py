@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from otel_chatdebug.tables import schema
 from otel_chatdebug.tables.database import DatabaseError, first_line, is_about_schema
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision that this code knows."""
 
 VERSION_TABLE = "chat_debug_version"

@@ -67,31 +67,29 @@ def load_chat(
         if connection.dialect.name == "postgresql":
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
         time = now(connection) if clock is None else clock()
-        newest = fetch(
-            connection,
-            select(runs)
+        newest = connection.execute(
+            select(runs.c.id, runs.c.status)  # the index knows both
             .where(runs.c.chat_id == chat_id)
             .order_by(runs.c.started_at.desc(), runs.c.id.desc())
-            .limit(COUNTED_RUNS),
-        )
+            .limit(COUNTED_RUNS)
+        ).all()
         open_runs = fetch(
             connection,
-            # As an expression: few are open, so they are found by that index, not by the chat's.
-            select(runs)
-            .where(schema.OPEN, runs.c.chat_id + "" == chat_id)
-            .order_by(runs.c.heartbeat_at)
-            .limit(MOST_OPEN),
+            select(runs).where(schema.OPEN, runs.c.chat_id == chat_id).order_by(runs.c.heartbeat_at).limit(MOST_OPEN),
         )
-        open_runs.sort(key=lambda run: (run["started_at"], run["id"]), reverse=True)
-        ids = [run["id"] for run in open_runs]
         is_open = "in_progress"
+        ended = [run.id for run in newest if run.status != is_open][:LAST_FINISHED]
+        finished = fetch_by_ids(connection, select(runs), runs.c.id, ended)
+        for some in (open_runs, finished):
+            some.sort(key=lambda run: (run["started_at"], run["id"]), reverse=True)
+        ids = [run["id"] for run in open_runs]
         open_steps = fetch_by_ids(connection, select(steps).where(steps.c.status + "" == is_open), steps.c.run_id, ids)
         open_attempts = fetch_by_ids(
             connection, select(attempts).where(attempts.c.status + "" == is_open), attempts.c.run_id, ids
         )
-        counted = [run["id"] for run in newest]
+        counted = [run.id for run in newest]
         errors = {
-            "runs": sum(run["status"] == "error" for run in newest),
+            "runs": sum(run.status == "error" for run in newest),
             "steps": _count_errors(connection, steps, counted),
             "attempts": _count_errors(connection, attempts, counted),
         }
@@ -102,7 +100,7 @@ def load_chat(
         runs=cast("list[Run]", open_runs),
         steps=cast("list[Step]", open_steps),
         attempts=cast("list[Attempt]", open_attempts),
-        finished=cast("list[Run]", [run for run in newest if run["status"] != is_open][:LAST_FINISHED]),
+        finished=cast("list[Run]", finished),
         errors=errors,
         counted_runs=len(newest),
         owner=owner,

@@ -126,7 +126,7 @@ def _places(connection: Connection, chat_id: str | None, run_id: str | None) -> 
     runs, steps, attempts = schema.STATE_TABLES
     query = select(runs).where(schema.OPEN).order_by(runs.c.heartbeat_at).limit(MOST_OPEN)
     if chat_id is not None:
-        query = query.where(runs.c.chat_id + "" == chat_id)  # few are open: by that index, not by the chat's
+        query = query.where(runs.c.chat_id == chat_id)
     if run_id is not None:
         query = query.where(runs.c.id == run_id)
     open_runs = fetch(connection, query)
