@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from otel_chatdebug.cli import durations
+from otel_chatdebug import durations
 from otel_chatdebug.cli.common import database_option, open_database, print_json, settings
 
 if TYPE_CHECKING:

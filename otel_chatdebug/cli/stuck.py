@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from otel_chatdebug.cli import completion, durations
+from otel_chatdebug import durations
+from otel_chatdebug.cli import completion
 from otel_chatdebug.cli.common import console, database_option, open_database, print_json, settings
 from otel_chatdebug.words import duration
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from otel_chatdebug.cli import durations
+from otel_chatdebug import durations
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import queries
 from otel_chatdebug.tables.queries import RunFilter

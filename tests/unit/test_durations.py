@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import click
 import pytest
 
-from otel_chatdebug.cli import durations
+from otel_chatdebug import durations
 
 
 @pytest.mark.parametrize(
