@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.tables import queries
-from otel_chatdebug.viewer import auth, content, deletion, export, lists, live, run_page, snapshot
+from otel_chatdebug.viewer import auth, content, deletion, export, lists, live, run_page, snapshot, threads
 from otel_chatdebug.viewer.auth import Access, Allow, Hosts, Shield, TokenRequired
 from otel_chatdebug.viewer.message_counts import CountMessages
 from otel_chatdebug.viewer.rendering import page, problem, wants_html
@@ -91,6 +92,7 @@ def make_app(settings: Settings, access: Access, hosts: Hosts | None, snapshots:
         *content.ROUTES,
         *live.ROUTES,
     ]
+    opened = [_in_own_threads(route) if isinstance(route, Route) else route for route in opened]
     app = Starlette(
         routes=[
             Route("/login", login, methods=["POST"]),
@@ -114,6 +116,12 @@ def make_app(settings: Settings, access: Access, hosts: Hosts | None, snapshots:
     app.state.snapshots = snapshots or Snapshots()
     app.state.feed = live.Feed(store)
     return app
+
+
+def _in_own_threads(route: Route) -> Route:
+    if inspect.iscoroutinefunction(route.endpoint):
+        return route
+    return Route(route.path, threads.endpoint(route.endpoint), methods=list(route.methods or ()), name=route.name)
 
 
 async def login(request: Request) -> Response:

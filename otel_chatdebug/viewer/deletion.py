@@ -7,7 +7,6 @@ A page asks first. Its form carries a token that is in a cookie, too, which no o
 from __future__ import annotations
 
 from sqlalchemy import Engine
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -16,7 +15,7 @@ from otel_chatdebug import words
 from otel_chatdebug.tables import database, queries
 from otel_chatdebug.tables.counts import Deleted
 from otel_chatdebug.tables.deletion import Deletion, count_runs, in_turn, remove_runs
-from otel_chatdebug.viewer import auth
+from otel_chatdebug.viewer import auth, threads
 from otel_chatdebug.viewer.rendering import link, page, problem
 
 
@@ -32,7 +31,7 @@ async def delete_chat(request: Request) -> Response:
 
 async def _delete(request: Request, run: str | None, chat: str | None) -> Response:
     if request.method != "POST":
-        return await run_in_threadpool(_ask, request, run, chat)
+        return await threads.call(lambda: _ask(request, run, chat))
     form = await auth.read_form(request)
     if not auth.is_own_form(request, form):
         return problem(
@@ -41,7 +40,7 @@ async def _delete(request: Request, run: str | None, chat: str | None) -> Respon
             "Nothing was deleted",
             "This was not sent by the page that asks whether to delete. Open it anew.",
         )
-    return await run_in_threadpool(_perform, request, run, chat)
+    return await threads.call(lambda: _perform(request, run, chat))
 
 
 def _ask(request: Request, run: str | None, chat: str | None) -> Response:

@@ -13,15 +13,16 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
-from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from otel_chatdebug.tables.queries import Changes, Follower
+from otel_chatdebug.viewer import threads
 from otel_chatdebug.viewer.store import Store, Unavailable
 
 LOOK = 0.5
@@ -140,12 +141,12 @@ async def live(request: Request) -> Response:
 async def _events(feed: Feed, chat: str | None, run: str | None) -> AsyncIterator[str]:
     feed.streams += 1
     try:
-        number = await to_thread.run_sync(feed.now)
+        number = await threads.call(feed.now)
         yield f"retry: {RETRY}\nevent: hello\ndata: {{}}\n\n"
         begun = spoken = time.monotonic()
         while not server_leaves() and time.monotonic() < begun + LONGEST:
             await anyio.sleep(LOOK)
-            number, changed = await to_thread.run_sync(feed.since, number, chat, run)
+            number, changed = await threads.call(partial(feed.since, number, chat, run))
             if changed:
                 yield f"event: change\ndata: {json.dumps({'number': number})}\n\n"
             elif time.monotonic() > spoken + KEEP_ALIVE:

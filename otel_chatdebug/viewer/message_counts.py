@@ -5,13 +5,14 @@ The debug tables hold requests, not conversations; only the application knows wh
 
 from __future__ import annotations
 
-import inspect
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias, TypedDict
 
 from sqlalchemy import Boolean, Engine, Integer, MetaData, Table, case, func, select
+
+from otel_chatdebug.viewer import threads
 
 UNKNOWN_ROLE = "unknown"
 """Entry of messages whose role nobody tells."""
@@ -35,8 +36,7 @@ class BadCounts(Exception):
 
 async def from_hook(hook: CountMessages, chat_id: str) -> MessageCounts | None:
     """What the application says, such that the counts sum up. Raises `BadCounts`, and what the hook raises."""
-    said = hook(chat_id)
-    said = await said if inspect.isawaitable(said) else said
+    said = await threads.ask(hook, chat_id)
     if said is None:
         return None
     if not isinstance(said, Mapping) or not isinstance(said.get("by_role"), Mapping):
@@ -101,7 +101,11 @@ def _as_key(chat_id: str, column: Any) -> Any:
         kind = column.type.python_type
     except NotImplementedError:
         return chat_id
+    if kind not in (int, uuid.UUID):
+        return chat_id
     try:
-        return kind(chat_id) if kind in (int, uuid.UUID) else chat_id
+        key = kind(chat_id)
     except ValueError:
         return None
+    # Whoever may see the chat " 42" or "4_2" may not see 42.
+    return key if str(key) == (chat_id.lower() if kind is uuid.UUID else chat_id) else None

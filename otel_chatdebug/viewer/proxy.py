@@ -34,6 +34,9 @@ MAX_ANSWER: Final = 32 * 1024 * 1024
 """Bytes of an answer that are passed on."""
 
 
+UNUSABLE: Final = "Its registered URL is none that can be asked."
+
+
 class Unreachable(Exception):
     """The owner cannot be asked, or gives no answer; the message is a sentence."""
 
@@ -46,11 +49,14 @@ class Answer(NamedTuple):
 
 def forward(url: str, token: str, method: str, path: str, headers: Mapping[str, str]) -> Answer:
     """Asks the process at ``url`` for ``path`` (raw, with its query, below that URL). Blocks. Raises `Unreachable`."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise Unreachable(UNUSABLE) from None
     connections = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
     connection_type = connections.get(parts.scheme)
     if connection_type is None or parts.hostname is None:
-        raise Unreachable("Its registered URL is none that can be asked.")
+        raise Unreachable(UNUSABLE)
     sent = {name: headers[name] for name in ALLOWED_HEADERS if name in headers} | {FORWARDED: token}
     try:
         connection = connection_type(parts.hostname, parts.port, timeout=TIMEOUT)

@@ -8,16 +8,17 @@ answer says so. Reads only.
 from __future__ import annotations
 
 import hmac
-import inspect
+import json
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -28,7 +29,7 @@ from otel_chatdebug.pipeline.recorder import active
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.tables import queries
 from otel_chatdebug.tables.queries import ChatState, Owner
-from otel_chatdebug.viewer import message_counts, proxy
+from otel_chatdebug.viewer import message_counts, proxy, threads
 from otel_chatdebug.viewer.auth import Access
 from otel_chatdebug.viewer.message_counts import BadCounts, CountMessages, MessageCounts
 from otel_chatdebug.viewer.store import Unavailable, sentence
@@ -40,6 +41,13 @@ PATH: Final = "/api/experimental/chats/"
 
 VERSION: Final = 1
 """Of the answer's form."""
+
+SUFFIX: Final = "/debug/snapshot"
+
+ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
+
+REFUSALS: Final = frozenset({301, 302, 307, 308, 401, 404, 421})
+"""Statuses of an owner that are no answer about the chat; all others are passed on."""
 
 Authorize: TypeAlias = Callable[[Request, str], bool | Awaitable[bool]]
 """Says of a request whether it may see the snapshot of the chat with that id. May be asynchronous."""
@@ -83,11 +91,11 @@ async def snapshot(request: Request) -> Response:
     store = request.app.state.store
     notes: list[str] = []
     try:
-        state = await run_in_threadpool(
+        state = await threads.call(
             lambda: queries.load_chat(store.engine, chat_id, stale_after=stale_after, clock=snapshots.clock)
         )
     except (Unavailable, SQLAlchemyError) as exc:
-        live = await run_in_threadpool(inspection.inspect, chat_id)
+        live = await threads.call(lambda: inspection.inspect(chat_id))
         if live is None or not live["runs"]:
             raise
         notes.append(f"{sentence(exc)} This is what this process is doing.")
@@ -107,12 +115,12 @@ async def snapshot(request: Request) -> Response:
     elif owner is not None:
         notes.append("Another process runs this chat, and this request was handed on already: the tables answer.")
     messages = await _count(request, snapshots, chat_id, notes)
-    live = await run_in_threadpool(inspection.inspect, chat_id)
+    live = await threads.call(lambda: inspection.inspect(chat_id))
     if not state.is_known and not (live and live["runs"]) and messages is None:
         return _not_found()
     if live is None and replica_id is not None:
         notes.append("This process is shutting down.")
-    return JSONResponse(
+    return _Json(
         {
             "version": VERSION,
             "chat_id": chat_id,
@@ -143,9 +151,21 @@ async def _refusal(request: Request, authorize: Authorize | None, chat_id: str) 
         return JSONResponse(
             {"error": "A token is needed: Authorization: Bearer TOKEN."}, 401, {"www-authenticate": "Bearer"}
         )
-    said = authorize(request, chat_id)
-    allowed = await said if inspect.isawaitable(said) else said
+    try:
+        allowed = await threads.ask(authorize, request, chat_id)
+    except HTTPException:  # how an application says no
+        return _not_found()
+    except Exception as exc:
+        logger.warning("authorize raised %s; the snapshot is not shown.", type(exc).__name__)
+        logger.debug("authorize", exc_info=exc)
+        return _not_found()
     return None if allowed is True else _not_found()
+
+
+class _Json(JSONResponse):
+    def render(self, content: Any) -> bytes:
+        # What an application calls its models and threads may hold half a surrogate pair, which JSON can only escape.
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 def _not_found() -> Response:
@@ -159,16 +179,29 @@ async def _ask(request: Request, owner: Owner, notes: list[str]) -> Response | N
     if url is None or token is None:
         notes.append("The process that runs this chat has told no URL (public_url=...): this is what the tables know.")
         return None
-    raw = request.scope.get("raw_path") or request.url.path.encode()
-    path = PATH + raw.decode("latin-1").partition(PATH)[2]
-    query = request.scope["query_string"].decode("latin-1")
+    if token == lifecycle.inspection_token():
+        notes.append("This is the process that ran this chat, and it records nothing any more.")
+        return None
+    raw = request.scope.get("raw_path", b"").decode("latin-1").partition(PATH)[2]
+    # As it came, but for what no path may hold. Where only the decoded path is ours, from the chat's id.
+    path = PATH + (
+        quote(raw, safe=ASCII, encoding="latin-1") or f"{quote(request.path_params['chat'], safe='')}{SUFFIX}"
+    )
+    query = quote(request.scope["query_string"], safe=ASCII)
     try:
-        answer = await run_in_threadpool(
-            proxy.forward, url, token, request.method, f"{path}?{query}" if query else path, request.headers
+        answer = await threads.call(
+            lambda: proxy.forward(url, token, request.method, f"{path}?{query}" if query else path, request.headers)
         )
     except proxy.Unreachable as exc:
         logger.debug("the owner of a chat cannot be asked", exc_info=exc)
         notes.append(f"The process that runs this chat could not be asked. {exc} This is what the tables know.")
+        return None
+    if answer.status in REFUSALS:
+        # Its URL leads to another process or nowhere, it has a new token, or it answers under another name only. Who
+        # asks has been let in here, and we know that there is such a chat.
+        notes.append(
+            f"The process that runs this chat refused to answer ({answer.status}): this is what the tables know."
+        )
         return None
     headers = {} if answer.content_type is None else {"content-type": answer.content_type}
     return Response(answer.body, answer.status, headers)
@@ -188,27 +221,29 @@ def _heartbeat(owner: Owner | None) -> dict[str, Any]:
 
 async def _count(request: Request, snapshots: Snapshots, chat_id: str, notes: list[str]) -> MessageCounts | None:
     settings: Settings = request.app.state.settings
-    try:
-        if snapshots.count_messages is not None:
+    if snapshots.count_messages is not None:
+        try:
             return await message_counts.from_hook(snapshots.count_messages, chat_id)
+        except BadCounts as exc:
+            notes.append(str(exc))
+        except TimeoutError:
+            notes.append(f"count_messages gave no answer within {threads.HOOK_SECONDS:g} seconds.")
+        except Exception as exc:
+            logger.warning("count_messages raised %s; the snapshot has no counts.", type(exc).__name__)
+            logger.debug("count_messages", exc_info=exc)
+            notes.append(f"count_messages raised {type(exc).__name__}.")
+        return None
+    try:
         if settings.messages_table:
-            return await run_in_threadpool(
-                message_counts.from_table,
-                request.app.state.store.engine,
-                settings.messages_table,
-                settings.messages_columns,
-                chat_id,
-            )
+            table, columns = settings.messages_table, settings.messages_columns
+            engine = request.app.state.store.engine
+            return await threads.call(lambda: message_counts.from_table(engine, table, columns, chat_id))
     except BadCounts as exc:
         notes.append(str(exc))
     except SQLAlchemyError as exc:
         logger.debug("the messages of a chat cannot be counted", exc_info=exc)
         notes.append(f"The messages in {settings.messages_table} could not be counted ({type(exc).__name__}).")
-    except Exception as exc:  # of the application's hook
-        logger.warning("count_messages raised %s; the snapshot has no counts.", type(exc).__name__)
-        logger.debug("count_messages", exc_info=exc)
-        notes.append(f"count_messages raised {type(exc).__name__}.")
     return None
 
 
-ROUTES = [Route(PATH + "{chat:path}/debug/snapshot", snapshot, methods=["GET"])]
+ROUTES = [Route(PATH + "{chat:path}" + SUFFIX, snapshot, methods=["GET"])]
