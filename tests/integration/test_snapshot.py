@@ -128,14 +128,16 @@ def replica(chatdebug_home: Path, postgres_url: str, provider: Provider) -> Iter
 
 
 def hang(provider: Provider, server: Served, chat: str, how: str) -> Behaviour:
-    """Has a turn of ``chat`` hang in the middle of its stream, and waits until its owner sees that."""
+    """Has a turn of ``chat`` hang in the middle of its stream, and waits until its owner and the tables know that."""
     behaviour = Behaviour(stall_after=3)
     provider.script(behaviour)
     server.begin(chat, how)
 
     def hangs() -> bool:
         answer = server.ask(chat)
-        live = answer.json().get("live") or {"runs": []} if answer.status_code == 200 else {"runs": []}
+        if answer.status_code != 200 or not answer.json()["in_progress"]["runs"]:
+            return False  # by their rows the others know whose it is
+        live = answer.json()["live"] or {"runs": []}
         attempts = [one for run in live["runs"] for step in run["steps"] for one in step["attempts"]]
         return any(attempt["events"] >= 3 for attempt in attempts)
 
