@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import GenAiProviderNameValues as Names
 
-_BY_HOST: Final = {
+BY_HOST: Final = {
     "api.openai.com": Names.OPENAI.value,
     "api.anthropic.com": Names.ANTHROPIC.value,
     "api.groq.com": Names.GROQ.value,
@@ -24,7 +24,7 @@ _BY_HOST: Final = {
     "api.perplexity.ai": Names.PERPLEXITY.value,
 }
 
-_BY_END_OF_HOST: Final = (
+BY_END_OF_HOST: Final = (
     (r"\.openai\.azure\.(?:com|us|cn)", Names.AZURE_AI_OPENAI.value),
     (r"\.(?:services|models|inference)\.ai\.azure\.com", Names.AZURE_AI_INFERENCE.value),
     # bedrock-runtime.eu-west-1.amazonaws.com (in a private network with vpce.), bedrock-mantle.eu-west-1.api.aws
@@ -34,9 +34,9 @@ _BY_END_OF_HOST: Final = (
 )
 """Of hosts that hold a region, or the name of a customer's resource."""
 
-_FINDERS: Final = tuple((re.compile(pattern + r"\Z"), provider) for pattern, provider in _BY_END_OF_HOST)
+_FINDERS: Final = tuple((re.compile(pattern + r"\Z"), provider) for pattern, provider in BY_END_OF_HOST)
 
-_BY_CLIENT: Final = {
+BY_CLIENT: Final = {
     "BaseAzureClient": Names.AZURE_AI_OPENAI.value,
     "BaseFoundryClient": Names.AZURE_AI_INFERENCE.value,
     "BaseBedrockClient": Names.AWS_BEDROCK.value,
@@ -51,7 +51,7 @@ _BY_CLIENT: Final = {
 @lru_cache(maxsize=256)
 def provider_of_host(host: str) -> str | None:
     """The provider at ``host``; None for one that is not known, as that of a gateway."""
-    known = _BY_HOST.get(host)
+    known = BY_HOST.get(host)
     if known is not None:
         return known
     return next((provider for pattern, provider in _FINDERS if pattern.search(host)), None)
@@ -59,4 +59,4 @@ def provider_of_host(host: str) -> str | None:
 
 def provider_of_client(client: Any) -> str | None:
     """The provider that ``client``, of an SDK, is made for; None for the SDK's own."""
-    return next((_BY_CLIENT[base.__name__] for base in type(client).__mro__ if base.__name__ in _BY_CLIENT), None)
+    return next((BY_CLIENT[base.__name__] for base in type(client).__mro__ if base.__name__ in BY_CLIENT), None)

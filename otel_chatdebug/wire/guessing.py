@@ -125,7 +125,8 @@ class Guess:
         )
 
     def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
-        """An event that nobody is known to say: looks for an error only."""
+        """An event that nobody is known to say: looks for an error, and for the end as OpenAI and its kin have it."""
+        facts.terminal = facts.terminal or data.strip() == b"[DONE]"
         self.read_json(facts, loads(data))
 
     def read_json(self, facts: Facts, body: Any) -> None:

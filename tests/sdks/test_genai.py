@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from google import genai as genai_sdk
 from google.genai import _api_client, types
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug.demo.provider import Behaviour, Provider
+from otel_chatdebug.records import StepContent
 from otel_chatdebug.status import Status
 from tests.sdks.answers import GEMINI, embeddings
 from tests.sdks.callers import do, genai, run
@@ -93,6 +95,54 @@ def test_what_is_no_model_call_makes_no_step(asynchronous: bool, provider: Provi
     run(main())
     assert len(provider.requests) == 2
     assert recorded.runs == []
+
+
+INTERACTION = {
+    "id": "i-1",
+    "object": "interaction",
+    "model": "gemini-2.5-flash",
+    "role": "model",
+    "status": "completed",
+    "created": "2026-01-01T00:00:00Z",
+    "updated": "2026-01-01T00:00:00Z",
+    "outputs": [{"type": "text", "text": "Hello!"}],
+}
+
+
+def interaction_events() -> list[bytes]:
+    """A stream of the interactions API, which ends with ``[DONE]``."""
+    told: list[dict[str, Any]] = [
+        {"event_type": "interaction.start", "interaction": {**INTERACTION, "status": "in_progress", "outputs": []}},
+        {"event_type": "content.delta", "index": 0, "delta": {"type": "text", "text": "Hello!"}},
+        {"event_type": "interaction.complete", "interaction": INTERACTION},
+    ]
+    return [f"event: {event['event_type']}\ndata: {json.dumps(event)}\n\n".encode() for event in told] + [
+        b"event: done\ndata: [DONE]\n\n"
+    ]
+
+
+if hasattr(genai_sdk.Client, "interactions"):
+
+    @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+    def test_an_interaction_is_a_step(streamed: bool, provider: Provider, recorded: Recording) -> None:
+        """Its format is not known to us: what is said is kept raw."""
+        whole = Behaviour(body=json.dumps(INTERACTION).encode(), content_type="application/json")
+        stream = Behaviour(body=iter(interaction_events()), content_type="text/event-stream")
+        provider.script(stream if streamed else whole)
+
+        client = genai(provider.url)
+        asked: Any = {"model": "gemini-2.5-flash", "input": "Hello?"}
+        if streamed:
+            assert len(list(client.interactions.create(**asked, stream=True))) == 3
+        else:
+            assert client.interactions.create(**asked).id == "i-1"
+
+        step = recorded.step
+        assert (step.provider, step.model, step.status) == ("gcp.gemini", "gemini-2.5-flash", Status.COMPLETED)
+        assert recorded.attempt.path.endswith("/interactions")
+        assert "Hello!" in next(
+            str(row.normalized_response) for row in recorded.contents if isinstance(row, StepContent)
+        )
 
 
 if importlib.util.find_spec("httpx") and importlib.util.find_spec("httpx2"):

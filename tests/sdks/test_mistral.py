@@ -12,6 +12,7 @@ from opentelemetry import trace
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug.demo.provider import Behaviour, Provider
+from otel_chatdebug.records import StepContent
 from otel_chatdebug.status import Status
 from tests.sdks.answers import MISTRAL, embeddings
 from tests.sdks.callers import ASK, do, mistral, run
@@ -102,6 +103,31 @@ def test_what_is_no_model_call_makes_no_step(asynchronous: bool, provider: Provi
     run(main())
     assert len(provider.requests) == 1
     assert recorded.runs == []
+
+
+CONVERSATION = {
+    "object": "conversation.response",
+    "conversation_id": "conv_1",
+    "outputs": [{"type": "message.output", "id": "msg_1", "role": "assistant", "content": "Hello!"}],
+    "usage": {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15},
+}
+
+
+@twins
+def test_a_conversation_is_one_step_with_its_retry(asynchronous: bool, provider: Provider, recorded: Recording) -> None:
+    """Its format is not known to us: what is said is kept raw."""
+    answer = Behaviour(body=json.dumps(CONVERSATION).encode(), content_type="application/json")
+    provider.script(MISTRAL.limited(), answer)
+
+    async def main() -> None:
+        start = twin(mistral(provider.url, retries=1).beta.conversations, "start", asynchronous)
+        assert (await do(start(model="mistral-medium-latest", inputs="Hello?"))).conversation_id == "conv_1"
+
+    run(main())
+    step = recorded.step
+    assert (step.provider, step.model, step.status) == ("mistral_ai", "mistral-medium-latest", Status.COMPLETED)
+    assert [(a.path, a.response_status) for a in recorded.attempts] == [("/v1/conversations", n) for n in (429, 200)]
+    assert "Hello!" in next(str(row.normalized_response) for row in recorded.contents if isinstance(row, StepContent))
 
 
 def scope(span: Any) -> str:

@@ -15,7 +15,7 @@ from opentelemetry.semconv.attributes import (
 )
 
 import otel_chatdebug as chatdebug
-from otel_chatdebug.capture import calls
+from otel_chatdebug.capture import calls, providers
 from otel_chatdebug.demo.answers import OpenAIChat
 from otel_chatdebug.wire.reading import OPTIONS
 from otel_chatdebug.wire.registry import FORMATS
@@ -68,5 +68,6 @@ def test_every_attribute_that_a_span_may_have_is_known() -> None:
 def test_every_value_of_a_name_with_known_values_is_one_of_them() -> None:
     assert calls.ADOPTABLE <= OPERATIONS
     assert {form.operation for form in FORMATS} <= OPERATIONS
-    assert set(calls.PROVIDER_BY_HOST.values()) - NO_NAME <= PROVIDERS
+    assert {*providers.BY_HOST.values(), *dict(providers.BY_END_OF_HOST).values()} <= PROVIDERS
+    assert set(providers.BY_CLIENT.values()) <= PROVIDERS
     assert {form.provider for form in FORMATS} - NO_NAME <= PROVIDERS

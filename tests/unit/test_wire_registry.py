@@ -590,11 +590,11 @@ def test_a_gateway_that_puts_an_error_into_a_chunk() -> None:
     assert read(chat(), [event(start), event(chunk)]).facts.error == WireError("502", "m", "502")
 
 
-def test_the_generic_format_sees_errors_and_nothing_else() -> None:
+def test_the_generic_format_sees_errors_and_the_end_and_nothing_else() -> None:
     reader = read(
         generic, [event({"usage": {"prompt_tokens": 1}, "model": "m", "text": "x" * 50}), b"data: [DONE]\n\n"]
     )
-    assert known(reader) == (Facts(), 2)
+    assert known(reader) == (Facts(terminal=True), 2)
     assert not reader.has_terminal
     assert read(generic, [event({"error": {"type": "t", "message": "m"}})]).facts.error == WireError("t", "m")
     facts = Facts()
@@ -716,3 +716,13 @@ def test_a_block_whose_type_is_no_text_is_kept_raw() -> None:
     made = registry.assemble(format, [(None, json.dumps(start).encode())])
     assert made is not None
     assert made["messages"][0]["parts"] == [{"type": "unknown", "raw": {"type": ["text"], "x": 1}}]
+
+
+def test_a_stream_that_nobody_is_known_to_say_ends_with_done() -> None:
+    """SDKs stop there, and close without reading the end of the body: the stream was whole all the same."""
+    reader = registry.StreamReader(registry.generic)
+    for number in range(20):
+        reader.feed(b'data: {"kind": "delta", "number": %d, "text": "a text of no known format"}\n\n' % number)
+    assert not reader.facts.terminal
+    reader.feed(b"event: done\ndata: [DONE]\n\n")
+    assert reader.facts.terminal
