@@ -53,10 +53,10 @@ class Troubles:
         if not self._told and now - self._told_at >= TELL_SECONDS:
             self._told, self._told_at = True, now
             logger.warning(
-                "The debug tables in %s cannot be written: %s. The application goes on; up to %d records wait, "
+                "The debug tables in %s cannot be written: %s The application goes on; up to %d records wait, "
                 "and it is tried again.",
                 database.redacted(self._url),
-                reason,
+                reason if reason.endswith("?") else f"{reason}.",
                 backlog.MAX_QUEUE,
             )
 
