@@ -290,7 +290,7 @@ def test_a_forked_child_records_its_own_and_the_parents_handles_are_inert_in_it(
                 with chatdebug.run("child") as own:
                     call()
                 call()
-                say(f"child {told} {handle.id} {own.id}")
+                say(f"child {bool(told)} {handle.id} {own.id}")
                 sys.exit(0)
             _, status = os.waitpid(child, 0)
             say(f"parent {status} {handle.id}")

@@ -113,4 +113,6 @@ if (form) {
     await filter(location.href, false);
     form.reset();
   });
+  const search = form.querySelector("input[type=search]");
+  if (search && search.value !== search.defaultValue) void filter(chosen(), false); // typed before this script was there
 }
