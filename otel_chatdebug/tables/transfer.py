@@ -200,9 +200,9 @@ def _read(engine: Engine, id: str) -> dict[str, Any] | None:
         below = _rows(connection, _STEP, "run_id", id, steps.c.step_number.is_(None), steps.c.step_number)
         requests = _rows(connection, _ATTEMPT, "run_id", id, attempts.c.number.is_(None), attempts.c.number)
         said = {row["step_id"]: row for row in _rows(connection, _STEP_CONTENT, "run_id", id)}
-        bodies = {row["attempt_id"]: row for row in _rows(connection, _ATTEMPT_CONTENT, "run_id", id)}
+        bodies = {(row["step_id"], row["attempt_id"]): row for row in _rows(connection, _ATTEMPT_CONTENT, "run_id", id)}
     for attempt in requests:
-        attempt["content"] = bodies.get(attempt["id"])
+        attempt["content"] = bodies.get((attempt["step_id"], attempt["id"]))
     for step in below:
         step["content"] = said.get(step["id"])
         step["attempts"] = [attempt for attempt in requests if attempt["step_id"] == step["id"]]
