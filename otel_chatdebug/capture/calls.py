@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from time import time_ns
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import (
@@ -65,6 +65,9 @@ PARSED_REQUEST: Final = 256 * 1024
 
 SEARCHED_REQUEST: Final = 4 * 1024
 """Bytes at each end of a large request body that are searched for its model."""
+
+MOST_TARGETS: Final = 256
+"""Targets of requests that are remembered; beyond it all are forgotten."""
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 _STREAM: Final = re.compile(rb'"stream"\s*:\s*true')
@@ -170,7 +173,9 @@ class Call:
         for attempt in self.attempts:
             attempt.in_call = False
             attempt.own_call = None  # which has its attempts
-        self.client = None  # a task that was started meanwhile may keep the context, and so this call, for long
+        # A task that was started meanwhile may keep the context, and so this call, for long. And ``inner`` is a context
+        # that has this call: the cycle would keep request and body in memory until the garbage collector comes by.
+        self.client, self.inner, self.body, self.attempts = None, self.context, None, []
         if self.step is not None:
             recorder.inbox.emit(self.step, ScopeEvent.LEFT, time_ns(), exit_)
         if isinstance(exc, GeneratorExit):  # a dropped coroutine: perhaps the garbage collector is at work
@@ -251,10 +256,10 @@ def _begin(
     url: Any,
     path: str,
 ) -> tuple[Attempt, Context]:
-    full_url = str(url)
     started_ns = time_ns()
+    target = _target(recorder, method, url, path)
     format = registry.find(path) or registry.generic
-    facts = request_facts(format, call.body if call is not None else None, request)
+    facts = request_facts(format, call.body if call is not None else None, request, path)
     own = call is None
     if call is None:  # `_send_single_request` was called directly: a call of its own
         call = Call(recorder, context, sdk=False)
@@ -262,30 +267,26 @@ def _begin(
     facts.stream = facts.stream or call.stream
     call.is_model_call = True
     _give_up_last(call)
-    call.provider = provider_of_host(url.host) or call.provider or format.provider
+    call.provider = target.provider or call.provider or format.provider
     step, parent = _step_for(recorder, context, call, scope, format, facts)
     if (step.metrics is not None or step.in_events) and told_elsewhere(trace.get_current_span(context)):
         step.metrics, step.in_events = None, False
     _learn(step, call, facts)
-    server = attributes.server_of(url.scheme, url.host, url.port)
-    step.options.update(server)
-    shown_url = recorder.redacted_url(full_url)
-    # What the application's own redactor has not seen yet is told when the span ends, in the background.
-    told = attributes.request_attributes(method, shown_url if recorder.redact is None else None, server)
-    span, _, span_id = recorder.start_span(attributes.attempt_name(method), SpanKind.CLIENT, parent, told, started_ns)
+    step.options.update(target.server)
+    span, _, span_id = recorder.start_span(target.span_name, SpanKind.CLIENT, parent, target.told, started_ns)
     attempt = Attempt(
         step,
         request=request,
         method=method,
-        url=shown_url,
-        path=recorder.redacted_url(path),  # a gateway's path may hold a key
+        url=target.url,
+        path=target.path,
         format=format,
         requested_stream=facts.stream,
         span=span,
         trace_id=int(step.trace_id, 16) if span is None else span.get_span_context().trace_id,
         span_id=span_id,
         started_ns=started_ns,
-        told=told,
+        told=target.told,
         retries=call.retries,
         sent_before=len(call.attempts),
     )
@@ -293,7 +294,7 @@ def _begin(
     attempt.own_call = call if own else None
     inner = with_values(
         context,
-        {_SUPPRESS_HTTP_INSTRUMENTATION_KEY: Within(method, full_url), CALL: None, STEP: None},
+        {_SUPPRESS_HTTP_INSTRUMENTATION_KEY: Within(method, target.full_url), CALL: None, STEP: None},
         span,
     )
     # What may raise comes before the step is told: an attempt that it waits for has to have an end.
@@ -305,6 +306,48 @@ def _begin(
     recorder.mark(attempt)
     # Not settled here: that is done when the call is left, or by the writer's thread, whichever comes first.
     return attempt, inner
+
+
+class Target(NamedTuple):
+    """Where a request goes. Applications send thousands of requests to few different ones."""
+
+    full_url: str
+    """As it is sent: may hold secrets."""
+    url: str
+    """Redacted."""
+    path: str
+    """Redacted: a gateway's path may hold a key."""
+    provider: str | None
+    """Told by the host."""
+    server: dict[str, Any]
+    """Attributes of the step and of the attempt."""
+    span_name: str
+    told: dict[str, Any]
+    """The attributes that an attempt's span starts with."""
+
+
+def _target(recorder: Recorder, method: str, url: Any, path: str) -> Target:
+    full_url = str(url)
+    known = recorder.targets
+    found: Target | None = known.get((method, full_url))
+    if found is None:
+        shown = recorder.redactor.url(full_url)
+        server = attributes.server_of(url.scheme, url.host, url.port)
+        # What the application's own redactor has not seen yet is told when the span ends, in the background.
+        told = attributes.request_attributes(method, shown if recorder.redact is None else None, server)
+        found = Target(
+            full_url,
+            shown,
+            recorder.redactor.url(path),
+            provider_of_host(url.host),
+            server,
+            attributes.attempt_name(method),
+            told,
+        )
+        if len(known) >= MOST_TARGETS:
+            known.clear()
+        known[method, full_url] = found
+    return found
 
 
 def _give_up_last(call: Call) -> None:
@@ -435,9 +478,8 @@ def _learn(step: LiveStep, call: Call, facts: RequestFacts) -> None:
         step.options[f"gen_ai.request.{name}"] = value
 
 
-def request_facts(format: registry.Format, body: Mapping[str, Any] | None, request: Any) -> RequestFacts:
+def request_facts(format: registry.Format, body: Mapping[str, Any] | None, request: Any, path: str) -> RequestFacts:
     """Model, stream and options of a request, from what the SDK has or from the bytes that are to be sent."""
-    path = request.url.path
     if body is not None:
         return format.request_facts(body, path)
     raw = getattr(request, "_content", None)

@@ -7,8 +7,9 @@ before Azure or Bedrock); then the SDK; then the wire format, whose maker is ass
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import GenAiProviderNameValues as Names
 
@@ -59,4 +60,10 @@ def provider_of_host(host: str) -> str | None:
 
 def provider_of_client(client: Any) -> str | None:
     """The provider that ``client``, of an SDK, is made for; None for the SDK's own."""
-    return next((BY_CLIENT[base.__name__] for base in type(client).__mro__ if base.__name__ in BY_CLIENT), None)
+    return _provider_of_class(cast("Hashable", type(client)))
+
+
+@lru_cache(maxsize=64)
+def _provider_of_class(client: Hashable) -> str | None:
+    bases = cast("type", client).__mro__
+    return next((BY_CLIENT[base.__name__] for base in bases if base.__name__ in BY_CLIENT), None)

@@ -10,7 +10,6 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Container, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import trace
@@ -42,9 +41,6 @@ ERROR_MESSAGE_LIMIT = 2_000
 
 LIVE_SIZE = 4096
 """Bytes that a live run, step or attempt takes in memory without its bodies, near enough."""
-
-REDACTED_URLS = 256
-"""Redacted URLs that are remembered: an application calls few different ones, thousands of times."""
 
 
 class Source(Protocol):
@@ -126,7 +122,8 @@ class Recorder:
         """Something may be refused. Else nobody is asked, for each change of everything."""
         self.on_start: Callable[[], None] | None = None
         """Called once, at the first attempt: starts threads, puts the exit handler before the provider's."""
-        self.redacted_url = lru_cache(maxsize=REDACTED_URLS)(redactor.url)
+        self.targets: dict[tuple[str, str], Any] = {}
+        """What is known of the URLs that were called; of `otel_chatdebug.capture.calls`."""
         self.tracer: Tracer = trace.get_tracer(TRACER_NAME, __version__, tracer_provider, SCHEMA_URL)
         # The register of what is open. Changed while folding only; it keeps live things alive that nobody else may
         # hold (an attempt whose stream the application has, a run whose handle was dropped a moment ago).

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 from otel_chatdebug.wire import shapes
@@ -118,10 +119,14 @@ FORMATS: tuple[Format, ...] = (
 )
 """The first whose path fits is taken."""
 
+KNOWN_PATHS = 256
+"""Paths whose format is remembered: an application calls few different ones, thousands of times."""
+
 generic: Format = Guess()
 """For paths that `find` does not know."""
 
 
+@lru_cache(maxsize=KNOWN_PATHS)
 def find(path: str) -> Format | None:
     """The format that is spoken at a URL path (a query behind it is ignored); None where none is known."""
     path = path.partition("?")[0]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import openai
 import pytest
 
 import otel_chatdebug as chatdebug
@@ -70,3 +71,24 @@ def test_a_call_that_is_over_and_written_leaves_no_cycle(
             assert [ref() for ref in made] == [None, None, None]
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+def test_a_call_of_an_sdk_leaves_none_either(made: list[weakref.ref[Any]], stream: bool) -> None:
+    """The SDK's method and its ``request`` are both wrapped: the inner one sees the context that has the outer one."""
+    with recording() as known:
+        http = httpx2.Client(transport=httpx2.MockTransport(answer))
+        with openai.OpenAI(api_key="k", base_url=URL.rpartition("/v1/")[0] + "/v1", http_client=http) as client:
+            gc.collect()
+            gc.disable()
+            try:
+                answered = client.chat.completions.create(**BODY, stream=stream)
+                for _ in answered if stream else ():
+                    pass
+                answered = None
+                chatdebug.flush()
+                known.recorder.inbox.flush()
+                assert len(made) == 3
+                assert [ref() for ref in made] == [None, None, None]
+            finally:
+                gc.enable()
