@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_chatdebug.tables import database
-from otel_chatdebug.tables.writer import FORK_SECONDS, LOADING_FORK_SECONDS, RESUME_SECONDS
+from otel_chatdebug.tables.forks import FORK_SECONDS, LOADING_FORK_SECONDS, RESUME_SECONDS
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -29,8 +29,8 @@ class _Door:
         self._changed = threading.Condition()
         self._inside = 0
         self._forks = 0
-        self._loaded = False
-        """SQLAlchemy is imported: whoever was inside once has done it."""
+        self.loaded = False
+        """SQLAlchemy and the driver are imported: whoever has had an engine has done it."""
 
     def enter(self) -> None:
         with self._changed:
@@ -39,14 +39,13 @@ class _Door:
 
     def leave(self) -> None:
         with self._changed:
-            self._loaded = True
             self._inside -= 1
             self._changed.notify_all()
 
     def before_fork(self) -> None:
         with self._changed:
             self._forks += 1
-            patience = FORK_SECONDS if self._loaded else LOADING_FORK_SECONDS
+            patience = FORK_SECONDS if self.loaded else LOADING_FORK_SECONDS
             self._changed.wait_for(lambda: not self._inside, patience)
 
     def after_fork(self) -> None:
@@ -61,8 +60,9 @@ _door = _Door()
 @contextmanager
 def opened(url: str, *, busy_seconds: float = database.BUSY_SECONDS) -> Iterator[Engine]:
     """An engine as `database.open_engine` makes it, for the block. Any thread; what it sends is not instrumented."""
-    with _inside():
+    with _inside() as door:
         engine = database.open_engine(url, busy_seconds=busy_seconds)
+        door.loaded = True
         try:
             yield engine
         finally:
@@ -72,10 +72,11 @@ def opened(url: str, *, busy_seconds: float = database.BUSY_SECONDS) -> Iterator
 @contextmanager
 def reading(url: str) -> Iterator[Engine]:
     """The same with `queries.open_for_reading`, which creates nothing; raises what that does."""
-    with _inside():
+    with _inside() as door:
         from otel_chatdebug.tables import queries
 
         engine = queries.open_for_reading(url)
+        door.loaded = True
         try:
             yield engine
         finally:
@@ -83,12 +84,12 @@ def reading(url: str) -> Iterator[Engine]:
 
 
 @contextmanager
-def _inside() -> Iterator[None]:
+def _inside() -> Iterator[_Door]:
     door = _door  # a child that is forked within the block has another one
     door.enter()
     try:
         with suppress_instrumentation():
-            yield
+            yield door
     finally:
         door.leave()
 

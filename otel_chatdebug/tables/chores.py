@@ -126,12 +126,10 @@ class Heart:
         is_open = alive.runs or alive.steps or alive.attempts
         if not is_open and itself == self._told_of_itself and now < self._written_at + self.idle_interval:
             return None
-        if self._replica is None:
-            self._replica = replicas.Replica.this_process(self._replica_id)
         with engine.begin() as connection:
             gap = replicas.beat(
                 connection,
-                self._replica,
+                self._itself(),
                 service_name=alive.service_name,
                 inspection_url=alive.inspection_url,
                 inspection_token=alive.inspection_token,
@@ -150,6 +148,21 @@ class Heart:
                 logger.debug("otel_chatdebug: the row %s, which is open here, could not be touched: %s", id, why)
         self._told = untouched
         return gap
+
+    def sign(self, engine: Engine) -> None:
+        """Commits a sign of life, whatever is due: that the database takes anything at all is seen by it. Raises what
+        the database raises."""
+        from otel_chatdebug.tables import replicas
+
+        with engine.begin() as connection:
+            replicas.sign(connection, self._itself())
+
+    def _itself(self) -> Replica:
+        from otel_chatdebug.tables import replicas
+
+        if self._replica is None:
+            self._replica = replicas.Replica.this_process(self._replica_id)
+        return self._replica
 
     def keep_pace(self, stale_after: float) -> None:
         """Has the intervals follow the threshold. Any thread."""
@@ -259,9 +272,9 @@ class Housekeeping:
 class TakingUp:
     """Writes what was spooled while the database was away, by this process or another. The writer's thread only."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, prove: Callable[[Engine], None] = lambda engine: None) -> None:
         self._spool = spool
-        self._batch = Batch()
+        self._batch = Batch(prove=prove)
         self.due = 0.0
         """When the spool is looked into next (monotonic seconds)."""
 
@@ -272,6 +285,11 @@ class TakingUp:
     @property
     def dropped(self) -> int:
         return self._batch.dropped + self._spool.dropped
+
+    @property
+    def is_searching(self) -> bool:
+        """See `Batch.is_searching`."""
+        return self._batch.is_searching
 
     def some(self, engine: Engine) -> None:
         """Writes a chunk, if it is time. Raises where the database is in trouble; then they stay spooled."""

@@ -21,6 +21,7 @@ from otel_chatdebug.tables.diagnosis import (
     diagnose,
     first_line,
     is_about_schema,
+    is_lost,
 )
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ LOGGING_NAME = "otel_chatdebug"
 
 __all__ = [
     "BUSY_SECONDS", "BadDatabaseURL", "DatabaseError", "Fault", "MissingDriver", "NoDatabase", "absolute",
-    "check_shared", "check_url", "create_private", "diagnose", "first_line", "is_about_schema", "open_engine", "parse",
-    "redacted", "sqlite_path",
+    "check_shared", "check_url", "create_private", "diagnose", "first_line", "is_about_schema", "is_lost",
+    "open_engine", "parse", "redacted", "sqlite_path",
 ]  # fmt: skip
 
 

@@ -116,9 +116,14 @@ def diagnose(exc: BaseException) -> tuple[Fault, str]:
             return Fault.AWAY, _not_our_schema(original)
         return (Fault.AWAY if state.startswith(_POSTGRES_AWAY) else Fault.RECORD), _in_our_words(original)
     unreached = type(original).__name__ == "OperationalError" or "connection option" in str(original)
-    if unreached or getattr(exc, "connection_invalidated", False):
+    if unreached or is_lost(exc):
         return Fault.AWAY, _in_our_words(original)
     return Fault.RECORD, f"{type(original).__name__}: {first_line(original)}"
+
+
+def is_lost(exc: BaseException) -> bool:
+    """Whether a connection broke that had been made: it was cut, or the process at its other end has ended."""
+    return bool(getattr(exc, "connection_invalidated", False))
 
 
 def is_about_schema(exc: BaseException) -> bool:

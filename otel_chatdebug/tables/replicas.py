@@ -101,6 +101,18 @@ def beat(
     return None if before is None else (schema.now(connection) - before) / 1_000_000
 
 
+def sign(connection: Connection, replica: Replica) -> None:
+    """Says that this process lives, and nothing else of it."""
+    table = schema.replicas
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    clock = schema.utc_now()
+    connection.execute(
+        insert(table)
+        .values(**asdict(replica), heartbeat_at=clock)
+        .on_conflict_do_update(index_elements=[table.c.id], set_={"heartbeat_at": clock})
+    )
+
+
 def leave(connection: Connection, id: str) -> None:
     """Says that this process ends in order, and cannot be asked any more."""
     clock = schema.utc_now()

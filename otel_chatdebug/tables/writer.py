@@ -10,9 +10,9 @@ Guarantees:
 
 The thread calls what it is handed (`Source.records`, ``beat``), the database and logging without holding a lock of
 ours. What it works with are parts of their own: the `Backlog` that others put into, the `Batch` under way, the
-`OpenDatabase`, its `Troubles`, and what is done beside writing (`chores`). Here is the rhythm, and starting, ending and
-forking. It shares with other threads: the backlog's way in, three events, and a few attributes that are written by one
-side only.
+`OpenDatabase`, its `Troubles`, the `Forks` of the process, and what is done beside writing (`chores`). Here is the
+rhythm, and starting and ending. It shares with other threads: the backlog's way in, three events, and a few attributes
+that are written by one side only.
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ from __future__ import annotations
 import _thread
 import contextlib
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_chatdebug.records import Record
 from otel_chatdebug.tables import database
-from otel_chatdebug.tables.backlog import MAX_QUEUE_SIZE, Backlog, Pause, Source, Stop, Token
+from otel_chatdebug.tables.backlog import MAX_QUEUE_SIZE, Backlog, Source, Stop, Token
 from otel_chatdebug.tables.batch import Batch
 from otel_chatdebug.tables.chores import Beat, Heart, Housekeeping, Keep, Sweeper, TakingUp, heartbeat_interval
+from otel_chatdebug.tables.counts import WriterStats
 from otel_chatdebug.tables.database import DatabaseError, Fault
+from otel_chatdebug.tables.forks import Forks, pausing
 from otel_chatdebug.tables.opened import OpenDatabase
 from otel_chatdebug.tables.spool import Spool
 from otel_chatdebug.tables.troubles import Troubles
@@ -68,40 +67,6 @@ INTERRUPT_SECONDS = 0.2
 
 DRAIN_SECONDS = 1.0
 """How long the queue is left alone during a back-off: there it is only bounded by refusing, not by choosing."""
-
-FORK_SECONDS = 1.0
-"""How long a fork waits for the connection to be closed before it, see `Writer.pause`."""
-
-LOADING_FORK_SECONDS = 20.0
-"""The same while the thread loads SQLAlchemy and Alembic, which takes half a second, and more on a busy machine. A
-child that is forked in the middle of an import waits for ever when it imports that module itself, for its lock has an
-owner that is not there; the application's own imports would hang, too."""
-
-BURST_SECONDS = 0.1
-"""How long the database stays closed after a fork, for the next one, where nobody waits for what is written."""
-
-RESUME_SECONDS = 5.0
-"""How long the thread waits for a fork that does not say that it is over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriterStats:
-    """Counts since the writer was made."""
-
-    written: int
-    """Records."""
-    spooled: int
-    """Records that were kept in the spool at the end."""
-    dropped: int
-    """Sources that were refused, contents that were let go for want of room, and records that could not be written."""
-    failed: int
-    """Errors of our own: sources, beats and cleanups that raised."""
-    queue_length: int
-    """Sources and records that wait now."""
-    queue_size: int
-    """Bytes of what waits, an estimate."""
-    last_write_seconds: float | None
-    """How long the last transaction took."""
 
 
 class _TakenOver(Exception):
@@ -146,7 +111,7 @@ class Writer:
             database.check_url(url)
         except DatabaseError as exc:
             self._give_up(str(exc))
-        _writers.add(self)
+        pausing.add(self)
 
     def _reset(self) -> None:
         # Shared with other threads. The backlog and the events are made for it, counters have one side that writes.
@@ -164,20 +129,16 @@ class Writer:
         self._database = OpenDatabase(self._url)
         self._elsewhere: list[None] = []
         """Has an item while the thread is in the database, and touches nothing of what waits. Who takes it has that."""
-        self._forks: list[None] = []
-        """One for each fork that is going on in some thread. Changed by append and pop alone, which are atomic."""
-        self._resumed = threading.Event()
+        self._forks = Forks(self._backlog, self._hurry, self._database)
 
         # The thread's own.
-        self._loaded = False
-        """All that the thread imports is imported: it has worked once. Written by the thread, read by `pause`."""
-        self._batch = Batch(self._numbered)
         self._troubles = Troubles(self._url)
         self._heart = Heart(self._beat, self._heartbeat_interval, self.replica_id, self._stale_after)
+        self._batch = Batch(self._numbered, prove=self._heart.sign)
         self._sweeper = Sweeper(self._stale_after)
         self._housekeeping = Housekeeping(self._keep)
         self._spool = Spool(self._url, self._max_queue_size)
-        self._taking_up = TakingUp(self._spool)
+        self._taking_up = TakingUp(self._spool, prove=self._heart.sign)
         self._spooled = 0
         self._failed = 0
 
@@ -262,35 +223,18 @@ class Writer:
         return True
 
     def pause(self) -> None:
-        """Before a fork: has the thread close the database, and keep it closed until `resume`.
-
-        Called for every writer by a hook of this module. SQLite keeps its locks by process and file: a child that
-        inherits an open connection, even unused, believes that it holds the parent's locks, and loses what it writes
-        when the parent closes (https://www.sqlite.org/howtocorrupt.html, 2.6). Waits `FORK_SECONDS` at most, and
-        `LOADING_FORK_SECONDS` where the thread is importing.
-        """
-        self._forks.append(None)
-        self._resumed.clear()
-        if self._ticket or self._stopped.is_set() or threading.current_thread() is self._thread:
-            return
-        token = Pause()
-        self._backlog.tell(token)
-        self._hurry.set()
-        patience = FORK_SECONDS if self._loaded else LOADING_FORK_SECONDS
-        if not self._stopped.is_set() and not token.done.wait(patience):
-            logger.debug("otel_chatdebug: a fork did not wait any longer for the database to be closed")
+        """Before a fork: has the thread close the database, and keep it closed until `resume`. See `forks`."""
+        self._forks.begin()
+        if not (self._ticket or self._stopped.is_set() or threading.current_thread() is self._thread):
+            self._forks.wait_until_closed(self._stopped)
 
     def resume(self) -> None:
         """After a fork, in the parent."""
-        with contextlib.suppress(IndexError):  # a writer that was made between the two hooks
-            self._forks.pop()
-        if not self._forks:
-            self._resumed.set()
+        self._forks.end()
 
     def forget(self) -> None:
         """In a forked child: has none of the parent's queue, thread and connection, and starts anew at the next put."""
-        # Not closed, and never collected either: SQLite forbids both in a child (https://www.sqlite.org/howtocorrupt.html
-        # 2.6), and on a socket to PostgreSQL a goodbye would end the parent's session.
+        # Not closed, and never collected either: that would be the parent's locks and session (see `forks`).
         _inherited.append((self._database, self._thread, self._backlog, self._batch))
         self._reset()
 
@@ -341,7 +285,7 @@ class Writer:
             try:
                 while not self._given_up and (not backlog.stopping or backlog.waits or self._batch):
                     self._wait()
-                    self._stand_aside()
+                    self._forks.stand_aside()
                     if self._late():
                         self._save_what_waits()
                     else:
@@ -397,22 +341,6 @@ class Writer:
                 self._hurry.wait(GATHER_SECONDS)
         self._hurry.clear()
         backlog.drain()
-
-    def _stand_aside(self) -> None:
-        """Has the database closed while some thread forks, and for a moment after it: whoever forks several children,
-        as pools and servers do, would have to wait for the connection that is being opened."""
-        backlog = self._backlog
-        while backlog.pauses:
-            self._database.close()
-            backlog.stand_aside()
-            self._resumed.wait(RESUME_SECONDS)
-            # What the pause itself has set is of no meaning any more. Cleared before it is looked who waits.
-            self._hurry.clear()
-            backlog.drain()
-            if not backlog.called:
-                self._hurry.wait(BURST_SECONDS)
-                self._hurry.clear()
-                backlog.drain()
 
     def _settle(self) -> None:
         if not self._batch:
@@ -477,11 +405,12 @@ class Writer:
             raise
         except Exception as exc:
             self._trouble(exc)
+            if not (self._forks.loaded or self._given_up or backlog.stopping):
+                _load()  # else a fork might meet these imports later, and not wait for them
         else:
             if self._troubles.over():
                 self._taking_up.due = 0.0
-        finally:
-            self._loaded = True
+        self._forks.loaded = True
 
     @contextmanager
     def _in_the_database(self) -> Iterator[None]:
@@ -530,7 +459,8 @@ class Writer:
             self._database.close()
         if self._backlog.stopping and fault is Fault.AWAY:
             self._save_what_waits()  # it will hardly come back within these seconds, which are the user's
-        self._troubles.struck(fault, reason, hurry=self._backlog.stopping)
+        is_of_a_record = database.is_lost(exc) and (self._batch.is_searching or self._taking_up.is_searching)
+        self._troubles.struck(fault, reason, hurry=self._backlog.stopping or is_of_a_record)
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
@@ -542,22 +472,12 @@ class Writer:
             self._troubles.tell_drops(self._backlog.dropped + self._backlog.refused, last=last)
 
 
+def _load() -> None:
+    """Imports what the thread imports in the course of its first work that succeeds."""
+    from otel_chatdebug.tables import deletion, liveness, merge, migrations, replicas, retention  # noqa: F401
+
+    migrations.load()
+
+
 _inherited: list[object] = []
 """What forked children got from their parents; see `Writer.forget`."""
-
-_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    for writer in list(_writers):
-        writer.pause()
-
-
-def _after_fork_in_parent() -> None:
-    for writer in list(_writers):
-        writer.resume()
-
-
-if hasattr(os, "register_at_fork"):
-    # In the child whoever owns the writer calls `Writer.forget`, in its own order.
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

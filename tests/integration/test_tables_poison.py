@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,12 @@ from sqlalchemy import Engine, select
 
 from otel_chatdebug.records import Record
 from otel_chatdebug.status import Status
-from otel_chatdebug.tables import database, schema
+from otel_chatdebug.tables import database, migrations, schema, troubles
+from otel_chatdebug.tables.batch import LOSSES
+from otel_chatdebug.tables.spool import Spool
 from otel_chatdebug.tables.writer import Beat, Writer
 from tests.support import leaks
+from tests.support.postgres import Postgres
 from tests.support.records import NOW, attempt_content, attempt_record, ended_run, step_content, step_record
 from tests.support.sources import Live
 
@@ -123,3 +127,89 @@ def test_a_run_that_cannot_be_written_does_not_take_its_steps_along(
     assert writer.stats.dropped == 1
     with engine.connect() as connection:
         assert connection.scalars(select(schema.runs.c.started_at)).one() == NOW  # its stub
+
+
+CUTS = """
+CREATE FUNCTION cut() RETURNS trigger AS $$ BEGIN
+    IF NEW.kind LIKE 'cuts%' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+    RETURN NEW;
+END $$ LANGUAGE plpgsql
+"""
+CUTS_ON = "CREATE TRIGGER cut BEFORE INSERT OR UPDATE ON chat_debug_{} FOR EACH ROW EXECUTE FUNCTION cut()"
+"""What a record does of which the server crashes, or which something on the way does not let through."""
+
+
+@pytest.fixture
+def cutting(postgres: Postgres, postgres_url: str) -> str:
+    """A database that ends the connection on which a run of the kind ``cuts`` comes."""
+    engine = database.open_engine(postgres_url)
+    migrations.upgrade(engine)
+    engine.dispose()
+    postgres.sql(CUTS, CUTS_ON.format("runs"), database=postgres_url.rpartition("/")[2])
+    return postgres_url
+
+
+def told_of(caplog: pytest.LogCaptureFixture, id: str) -> int:
+    ours = [item for item in caplog.records if item.name == "otel_chatdebug" and item.levelno >= logging.WARNING]
+    return sum(id in item.getMessage() for item in ours)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_record_that_costs_the_connection_each_time_is_named_once_and_all_else_is_written(
+    cutting: str, writer: Writer, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [ended_run(f"good {number:03}") for number in range(200)] + [
+        ended_run(f"poison {number}", kind="cuts") for number in range(2)
+    ]
+    random.Random(3).shuffle(records)
+    for record in records:
+        writer.put(Live(record, final=True))
+    assert writer.flush(SOON)
+    assert ids(engine) == {record.id for record in records if record.kind != "cuts"}
+    assert [told_of(caplog, f"poison {number}") for number in range(2)] == [1, 1]
+    assert (writer.stats.dropped, writer.stats.queue_length) == (2, 0)
+    # It is not named again, and costs the others no more than a moment.
+    writer.put(Live(ended_run("poison 0", kind="cuts", updated_at=NOW + 1), ended_run("after"), final=True))
+    assert writer.flush(SOON)
+    assert "after" in ids(engine)
+    assert told_of(caplog, "poison 0") == 1
+    assert writer.stats.dropped == 3
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_such_a_record_in_the_spool_is_named_once_and_all_else_is_taken_up(
+    cutting: str, writer: Writer, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = [ended_run(f"good {number}") for number in range(20)]
+    kept.insert(7, ended_run("poison", kind="cuts"))
+    assert Spool(cutting, 10**6).keep(kept) == len(kept)
+    writer.start()
+    ends = time.monotonic() + SOON
+    while len(ids(engine)) < 20 or writer.stats.dropped < 1:
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.02)
+    assert told_of(caplog, "poison") == 1
+    assert writer.close(SOON)
+    assert not Spool(cutting, 10**6).take_up(lambda records: pytest.fail(f"still there: {records}"))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_database_that_takes_nothing_makes_no_record_be_dropped(
+    cutting: str, postgres: Postgres, writer: Writer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it answers: a record is given up only while other transactions are committed."""
+    caplog.set_level(logging.DEBUG, "otel_chatdebug")
+    monkeypatch.setattr(troubles, "BACKOFF_MOST", 0.01)
+    name = cutting.rpartition("/")[2]
+    postgres.sql(CUTS.replace("NEW.kind LIKE 'cuts%'", "true").replace("CREATE", "CREATE OR REPLACE"), database=name)
+    postgres.sql(CUTS_ON.format("replicas"), database=name)
+    for number in range(3):
+        writer.put(Live(ended_run(f"run {number}"), final=True))
+    ends = time.monotonic() + SOON
+    while caplog.text.count("the database is in trouble") < 5 * LOSSES:
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.02)
+    postgres.sql("DROP FUNCTION cut CASCADE", database=name)
+    assert writer.flush(SOON)
+    assert writer.stats.dropped == 0
+    assert postgres.sql("SELECT count(*) FROM chat_debug_runs", database=name) == [(3,)]

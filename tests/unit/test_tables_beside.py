@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from otel_chatdebug.tables import beside
+from otel_chatdebug.tables.database import DatabaseError
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -61,3 +62,14 @@ def test_a_fork_does_not_wait_for_ever_and_the_child_can_open_its_own(
                 answer = connection.exec_driver_sql("SELECT 7").scalar_one()
             os._exit(answer)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_a_fork_waits_for_imports_until_a_database_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that could not be opened may have imported half of them."""
+    door = beside._Door()
+    monkeypatch.setattr(beside, "_door", door)
+    with pytest.raises(DatabaseError), beside.reading(f"sqlite:///{tmp_path / 'nothing.db'}"):
+        pass
+    assert not door.loaded
+    with beside.opened(f"sqlite:///{tmp_path / 'tables.db'}"):
+        assert door.loaded

@@ -20,7 +20,7 @@ import pytest
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_chatdebug import settings
-from otel_chatdebug.tables import database, migrations, opened, queries, troubles
+from otel_chatdebug.tables import database, forks, migrations, opened, queries, troubles
 from otel_chatdebug.tables import writer as tables_writer
 from otel_chatdebug.tables.writer import Beat, Keep, Writer
 from tests.support import leaks
@@ -580,7 +580,7 @@ def test_the_database_stays_closed_between_the_forks_of_a_pool(
     make: Callable[..., Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else each but the first waits for a connection that is being opened, a second where that takes long."""
-    monkeypatch.setattr(tables_writer, "BURST_SECONDS", SOON)
+    monkeypatch.setattr(forks, "BURST_SECONDS", SOON)
     writer = make()
     writer.put(Live(run_record()))
     assert writer.flush(SOON)
@@ -595,6 +595,30 @@ def test_the_database_stays_closed_between_the_forks_of_a_pool(
     assert opened_again == []
     assert writer.flush(SOON)  # which does not wait for the next fork
     assert opened_again != []
+
+
+def test_a_fork_waits_for_imports_until_all_are_done_also_where_the_first_opening_failed(
+    make: Callable[..., Writer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_backoff: None
+) -> None:
+    monkeypatch.setattr(forks, "FORK_SECONDS", 0.0)
+    importing, imported = threading.Event(), threading.Event()
+
+    def load() -> None:
+        importing.set()
+        assert imported.wait(SOON)
+
+    monkeypatch.setattr(tables_writer, "_load", load)
+    writer = make(f"sqlite:///{tmp_path / 'missing' / 'tables.db'}")
+    writer.put(Live(run_record()))
+    assert importing.wait(SOON)
+    forking = threading.Thread(target=writer.pause)
+    forking.start()
+    forking.join(0.2)
+    assert forking.is_alive()
+    imported.set()
+    forking.join(SOON)
+    assert not forking.is_alive()
+    writer.resume()
 
 
 def test_close_interrupts_a_statement_that_does_not_end(make: Callable[..., Writer], path: Path) -> None:

@@ -165,7 +165,7 @@ def upgrade(engine: Engine, *, to: str = HEAD) -> str | None:
 
 
 def _upgrade(engine: Engine, to: str) -> str | None:
-    import alembic.command  # before the lock is taken: this takes a while
+    import alembic.command  # before the lock is taken: see `load`
     import alembic.config
 
     config = alembic.config.Config()
@@ -188,6 +188,12 @@ def _upgrade(engine: Engine, to: str) -> str | None:
             raise SchemaDamaged(found, first_line(exc.orig or exc)) from exc
         raise
     return found
+
+
+def load() -> None:
+    """Imports what an upgrade takes, which takes a while."""
+    import alembic.command
+    import alembic.config  # noqa: F401
 
 
 @contextlib.contextmanager
