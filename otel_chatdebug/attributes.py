@@ -361,7 +361,7 @@ def _run(attributes: Mapping[str, Any], common: dict[str, Any], span: ReadableSp
     service = span.resource.attributes.get("service.name") if span.resource else None
     return RunRecord(
         **common,
-        id=str(attributes.get(RUN_ID) or common["trace_id"]),
+        id=storable.name(str(attributes.get(RUN_ID) or common["trace_id"])),
         rank=common["status"].priority,
         kind=str(attributes.get(RUN_KIND) or span.name),
         trigger_message_id=attributes.get(RUN_TRIGGER),
@@ -388,7 +388,7 @@ def _step(attributes: Mapping[str, Any], common: dict[str, Any], span: ReadableS
         **common,
         id=common["span_id"],
         rank=common["status"].priority,
-        run_id=str(attributes.get(RUN_ID) or common["trace_id"]),
+        run_id=storable.name(str(attributes.get(RUN_ID) or common["trace_id"])),
         step_number=_number(attributes.get(STEP_NUMBER)) or 1,
         operation=attributes.get(STEP_OPERATION),
         provider=attributes.get(PROVIDER_NAME),
@@ -405,8 +405,8 @@ def _attempt(attributes: Mapping[str, Any], common: dict[str, Any], span: Readab
         **common,
         id=common["span_id"],
         rank=AttemptRank.FINAL,
-        step_id=str(attributes.get(STEP_ID) or parent),
-        run_id=str(attributes.get(RUN_ID) or common["trace_id"]),
+        step_id=storable.name(str(attributes.get(STEP_ID) or parent)),
+        run_id=storable.name(str(attributes.get(RUN_ID) or common["trace_id"])),
         number=_number(attributes.get(ATTEMPT_NUMBER)) or 1,
         end_reason=attributes.get(ATTEMPT_END_REASON),
         method=attributes.get(http_attributes.HTTP_REQUEST_METHOD_ORIGINAL)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import time_ns
 from typing import TYPE_CHECKING
 
-from otel_chatdebug import lifecycle
+from otel_chatdebug import lifecycle, storable
 from otel_chatdebug.pipeline.live import LiveRun, Said, ScopeEvent
 from otel_chatdebug.pipeline.permits import DELETED
 from otel_chatdebug.pipeline.recorder import active
@@ -103,7 +103,9 @@ def _belongs(live: LiveRun, chat_id: str | None) -> Outcome:
         return Outcome.NOT_FOUND
     if live.permit.allowed is False:
         return Outcome.NOT_RECORDING
-    return Outcome.OTHER_CHAT if chat_id is not None and live.chat_id != chat_id else Outcome.RECORDED
+    return (
+        Outcome.OTHER_CHAT if chat_id is not None and live.chat_id != storable.name(str(chat_id)) else Outcome.RECORDED
+    )
 
 
 def _in_the_tables(act: Callable[[Connection], Outcome], database_url: str | None) -> Outcome:

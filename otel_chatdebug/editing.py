@@ -10,7 +10,7 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from otel_chatdebug import lifecycle, repeating
+from otel_chatdebug import lifecycle, repeating, storable
 from otel_chatdebug.pipeline.recorder import active
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.tables import beside, database
@@ -150,7 +150,8 @@ def _what(chat_id: str, message_id: str | int | None, started_before: datetime |
     before = None
     if started_before is not None:
         before = (_aware(started_before, "started_before") - _EPOCH) // timedelta(microseconds=1)
-    return _What(str(chat_id), None if message_id is None else str(message_id), before)
+    message = None if message_id is None else storable.name(str(message_id))
+    return _What(storable.name(str(chat_id)), message, before)
 
 
 def _aware(moment: datetime, name: str) -> datetime:

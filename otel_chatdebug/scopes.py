@@ -23,6 +23,7 @@ from typing import Any, Generic, Self, TypeVar, cast, overload
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, get_current
 
+from otel_chatdebug import storable
 from otel_chatdebug.capture.calls import shared_step
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveRun, Said, ScopeEvent
@@ -446,8 +447,9 @@ def run(
 
     ``with run("chat_turn", chat_id="c1"):``, or ``@run("chat_turn")``, or ``@run``. Left by an exception it is an
     error, by a cancellation interrupted, and the exception goes on; left normally it is completed. Exceptions named in
-    ``completed_on`` are control flow: they complete it. Ids may be of any type and are kept as text. ``first_message``
-    is shown in lists; by default it is the last user message of the first request.
+    ``completed_on`` are control flow: they complete it. Ids may be of any type and are kept as text; one that is longer
+    than 300 characters (`storable.LONGEST_NAME`) as its beginning and a hash, and is found by the whole id all the
+    same. ``first_message`` is shown in lists; by default it is the last user message of the first request.
     """
     given = {
         "chat_id": chat_id,
@@ -457,13 +459,13 @@ def run(
         "parent_chat_id": parent_chat_id,
         "owner_id": owner_id,
         "model_config_id": model_config_id,
-        "first_message": first_message,
     }
     completes = (completed_on,) if isinstance(completed_on, type) else tuple(completed_on)
-    texts = {name: None if value is None else str(value) for name, value in given.items()}
+    names = {name: None if value is None else storable.name(str(value)) for name, value in given.items()}
+    names["first_message"] = None if first_message is None else str(first_message)
     if callable(kind):
-        return Run(RunKind.CHAT_TURN.value, texts, completes)(kind)
-    return Run(kind.value if isinstance(kind, RunKind) else str(kind), texts, completes)
+        return Run(RunKind.CHAT_TURN.value, names, completes)(kind)
+    return Run(kind.value if isinstance(kind, RunKind) else storable.name(str(kind)), names, completes)
 
 
 @overload
@@ -502,7 +504,7 @@ def step(
     """
     if capture not in ("model", "all"):
         raise ValueError(f"capture is 'model' or 'all', not {capture!r}")
-    texts = {
+    names = {
         "operation": operation,
         "model": model,
         "provider": provider,
@@ -510,7 +512,9 @@ def step(
         "history_tip_message_id": history_tip_message_id,
         "assistant_message_id": assistant_message_id,
     }
-    given: dict[str, Any] = {name: None if value is None else str(value) for name, value in texts.items()}
+    given: dict[str, Any] = {
+        name: None if value is None else storable.name(str(value)) for name, value in names.items()
+    }
     given["metadata"] = metadata
     made = Step("chat", given, capture)
     return made if function is None else made(function)

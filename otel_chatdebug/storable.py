@@ -6,6 +6,7 @@ beyond 64 bits; JSON knows no NaN and no infinity. What cannot be stored is repl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -32,6 +33,25 @@ def text(value: object) -> str:
         except UnicodeEncodeError:
             value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return value
+
+
+LONGEST_NAME = 300
+"""Characters of an id, a model, a kind and the like. Two of them, in any script, fit into an entry of PostgreSQL's
+indexes (2,704 bytes) with what else stands in it."""
+
+_HASH_DIGITS = 32
+
+
+def name(value: str) -> str:
+    """``value`` as it is recorded and looked up where it names something: bounded, and for the same value always the
+    same. What is longer than `LONGEST_NAME` becomes its beginning, ``…`` and a hash of the whole."""
+    if len(value) <= LONGEST_NAME:
+        return value
+    value = text(value)
+    if len(value) <= LONGEST_NAME:  # surrogate pairs were joined
+        return value
+    digest = hashlib.sha256(value.encode()).hexdigest()[:_HASH_DIGITS]
+    return f"{value[: LONGEST_NAME - _HASH_DIGITS - 1]}…{digest}"
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

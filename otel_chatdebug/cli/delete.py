@@ -36,14 +36,14 @@ def delete(chat_id: str, after_message: str | None, yes: bool, as_json: bool) ->
 
     if what.unknown_message:
         raise click.ClickException(
-            f"No row of the chat {clean(chat_id)} names the message {clean(after_message)}, and the ids are no "
+            f"No row of the chat {clean(what.chat_id)} names the message {clean(after_message)}, and the ids are no "
             "numbers: what comes after it cannot be told."
         )
     counts = [plural(number, noun) for number, noun in zip(found, ("run", "step", "attempt"), strict=True) if number]
     if counts and not yes:
         if as_json or not sys.stdin.isatty():
             raise click.UsageError(f"This would delete {', '.join(counts)}, and nobody can be asked here: say --yes.")
-        click.confirm(f"Delete {', '.join(counts)} of the chat {clean(chat_id)}, with their contents?", abort=True)
+        click.confirm(f"Delete {', '.join(counts)} of the chat {clean(what.chat_id)}, with their contents?", abort=True)
     if counts:
         with open_database(url, read_only=False) as engine:
             found = what.apply(engine)

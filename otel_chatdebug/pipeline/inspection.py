@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any, TypedDict
 
+from otel_chatdebug import storable
 from otel_chatdebug.pipeline.live import LiveRun
 from otel_chatdebug.pipeline.live_step import LiveStep
 from otel_chatdebug.pipeline.recorder import Recorder, active
@@ -64,6 +65,7 @@ def inspect(chat_id: str) -> LiveState | None:
     if recorder is None or recorder.closed:
         return None
     recorder.inbox.fold()
+    chat_id = storable.name(chat_id)
 
     def look() -> list[tuple[LiveRun, list[tuple[LiveStep, list[Any]]]]]:
         return [

@@ -36,7 +36,7 @@ def acquire(engine: Engine, chat_id: str, runner_id: str, seconds: float = LEASE
                 where=or_(table.c.runner_id == runner_id, table.c.expires_at <= schema.moment(now)),
             )
         )
-        return holder(connection, chat_id) == runner_id
+        return holder(connection, chat_id) == schema.stored_name(runner_id)
 
 
 def release(engine: Engine, chat_id: str, runner_id: str) -> bool:

@@ -56,6 +56,6 @@ def _row(connection: Connection, run_id: str) -> dict[str, Any] | None:
 def _look(row: dict[str, Any] | None, chat_id: str | None) -> Outcome:
     if row is None:
         return Outcome.NOT_FOUND
-    if chat_id is not None and row["chat_id"] != chat_id:
+    if chat_id is not None and row["chat_id"] != schema.stored_name(chat_id):
         return Outcome.OTHER_CHAT
     return Outcome.RECORDED

@@ -48,8 +48,8 @@ class Deletion:
     """
 
     def __init__(self, chat_id: str, *, message_id: str | None = None, started_before: int | None = None) -> None:
-        self.chat_id = chat_id
-        self.message_id = message_id
+        self.chat_id = schema.stored_name(chat_id)
+        self.message_id = None if message_id is None else schema.stored_name(message_id)
         """Only what belongs to later messages than this one; None: all."""
         self.started_before = started_before
         """Only what belongs to runs that started before it (microseconds since 1970); None: all."""

@@ -63,6 +63,21 @@ class Text(TypeDecorator[str]):
         return None if value is None else storable.text(value)
 
 
+class Name(Text):
+    """Text that names something: an id, a model, a kind. Bounded on the way in, in rows and in conditions alike (see
+    `storable.name`), so that what is too long for an index can be recorded, and is found by the whole name."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: object, dialect: Dialect) -> str | None:
+        return None if value is None else stored_name(value)
+
+
+def stored_name(value: object) -> str:
+    """``value`` as a column of the type `Name` holds it."""
+    return storable.name(storable.text(value))
+
+
 class JSON(TypeDecorator[Any]):
     """JSON text in SQLite, JSONB in PostgreSQL. An absent value is SQL NULL, never JSON ``null``."""
 
@@ -135,6 +150,8 @@ def converter(column: Column[Any], dialect: str) -> Callable[[Any], Any] | None:
     None: it is handed over as it is. The rows are those that SQLAlchemy's own parameters give, at a third of the cost:
     JSON is written as text once, and no driver has to look at what it is handed.
     """
+    if isinstance(column.type, Name):
+        return stored_name
     if isinstance(column.type, Text):
         return storable.text
     if isinstance(column.type, JSON):
@@ -176,14 +193,18 @@ metadata = MetaData()
 
 
 def _key(name: str = "id") -> Column[str]:
-    return Column(name, Text(), primary_key=True)
+    return Column(name, Name(), primary_key=True)
 
 
 def _required(name: str) -> Column[str]:
-    return Column(name, Text(), nullable=False)
+    return Column(name, Name(), nullable=False)
 
 
 def _optional(*names: str) -> list[Column[str]]:
+    return [Column(name, Name()) for name in names]
+
+
+def _texts(*names: str) -> list[Column[str]]:
     return [Column(name, Text()) for name in names]
 
 
@@ -204,7 +225,7 @@ def _small(name: str) -> Column[int]:
 
 
 def _status() -> Column[str]:
-    return Column("status", Text(), nullable=False)
+    return Column("status", Name(), nullable=False)
 
 
 runs = Table(
@@ -273,7 +294,8 @@ attempts = Table(
     Column("number", Integer()),
     _status(),
     _small("rank"),
-    *_optional("end_reason", "method", "url", "path"),
+    *_optional("end_reason", "method"),
+    *_texts("url", "path"),
     Column("response_status", Integer()),
     *_json("error"),
     Column("bytes_received", BigInteger(), nullable=False),
@@ -300,9 +322,9 @@ attempt_contents = Table(
     _small("rank"),
     _small("source"),
     *_json("request_headers"),
-    *_optional("request_body"),
+    *_texts("request_body"),
     *_json("response_headers"),
-    *_optional("response_body"),
+    *_texts("response_body"),
     _required("replica_id"),
     _time("updated_at"),
 )
@@ -315,9 +337,10 @@ replicas = Table(
     Column("pid", BigInteger()),
     _time("started_at"),
     *_times("heartbeat_at"),
-    *_optional("boot_id", "version", "inspection_url"),
+    *_optional("boot_id", "version"),
+    *_texts("inspection_url"),
     *_times("stopped_at"),
-    *_optional("inspection_token"),
+    *_texts("inspection_token"),
 )
 """Processes and their heartbeats, see `replicas`."""
 

@@ -243,7 +243,8 @@ class _Reader:
         if not isinstance(row, dict):
             raise BadExport(f"In the file, {place} is no object.")
         for name, parent in parents.items():
-            if row.get(name) != parent:
+            said = row.get(name)
+            if not isinstance(said, str) or schema.stored_name(said) != parent:
                 raise BadExport(f"In the file, {place}.{name} is not the id of what it stands in.")
         values: dict[str, Any] = {}
         for field in fields(kind.record):
@@ -275,6 +276,7 @@ class _Reader:
                 fits = isinstance(value, int | float)
             elif wanted == "a text":
                 fits = isinstance(value, str)
+                value = schema.stored_name(value) if fits and isinstance(column.type, schema.Name) else value
             else:
                 bits = next(bits for type, bits in _BITS.items() if isinstance(column.type, type))
                 fits = isinstance(value, int) and -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)

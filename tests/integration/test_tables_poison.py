@@ -46,6 +46,7 @@ STORABLE: dict[str, Record] = {
     "body": attempt_content("body", request_body="\ud800\0", response_headers=[["\0", "\udfff"]]),
     "no JSON": ended_run("no JSON", summary={"a": object(), "b": {1, 2}, 3: b"bytes"}),
     "not a text": ended_run("not a text", chat_id=12345),
+    "too long for an index": ended_run("too long for an index", chat_id=TOO_LONG, model=TOO_LONG, kind=TOO_LONG),
 }
 """What is made storable on the way in, and must be there."""
 
@@ -58,7 +59,6 @@ POISON: dict[str, Record] = {
 """What no database takes."""
 
 POISON_OF_POSTGRESQL: dict[str, Record] = {
-    "too long for an index": ended_run("too long for an index", chat_id=TOO_LONG),
     "not a number": attempt_record("not a number", step_id="s2", response_status="two hundred"),
 }
 """What SQLite takes."""

@@ -53,6 +53,19 @@ def test_text(value: object, stored: str) -> None:
     assert type(storable.text(value)) is str
 
 
+def test_a_name_is_bounded_and_the_same_one_always_the_same() -> None:
+    longest = "n" * storable.LONGEST_NAME
+    assert storable.name(longest) == longest
+    one, other = (storable.name(longest + end) for end in "ab")
+    assert len(one) == len(other) == storable.LONGEST_NAME
+    assert one != other
+    assert one == storable.name(longest + "a") == storable.name(one)
+    assert one.startswith("n" * 200)
+    # As it is stored: what storing replaces, or joins, is replaced before it is looked at.
+    for odd in ("\ud83d\ude00" * 200, "a\0" * 200, "\ud800" * 500):
+        assert storable.name(odd) == storable.name(storable.text(odd))
+
+
 def test_integers_of_64_bits_stay_and_longer_ones_become_strings() -> None:
     assert storable.json_value([2**63 - 1, -(2**63)]) == [2**63 - 1, -(2**63)]
     assert storable.json_value([2**63, -(2**63) - 1]) == [str(2**63), str(-(2**63) - 1)]
