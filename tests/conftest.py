@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,6 +29,12 @@ on in all the others, too."""
 
 TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 """What says how wide and colourful output is; pytest-xdist sets COLUMNS for its workers."""
+
+
+def pytest_collection_finish() -> None:
+    """All modules are loaded now and stay: the many collections of garbage that tests make need not look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 def _clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,29 +305,3 @@ class TestErrors:
         assert "/nowhere/at/all.db" in invoke("--database-url", nowhere, "runs", status=2).stderr
         assert "/nowhere/at/all.db" in invoke("runs", "--database-url", nowhere, status=2).stderr
         assert RUN[:8] in invoke("--database-url", nowhere, "runs", "--database-url", filled).output
-
-
-class TestOutput:
-    """What a process really writes."""
-
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "otel_chatdebug.cli", *arguments]
-        return subprocess.run(command, capture_output=True, env={**os.environ, **environment}, check=True)
-
-    def test_no_colours_in_a_pipe(self, filled: str) -> None:
-        assert b"\x1b" not in self.run("runs").stdout
-
-    def test_no_color_is_honoured(self, filled: str) -> None:
-        """FORCE_COLOR makes rich take the pipe for a terminal; NO_COLOR takes the colours away again."""
-        assert b"\x1b[32m" in self.run("runs", FORCE_COLOR="1", TERM="xterm-256color").stdout
-        assert b"\x1b[32m" not in self.run("runs", FORCE_COLOR="1", NO_COLOR="1", TERM="xterm-256color").stdout
-
-    def test_an_encoding_without_our_signs_ends_no_command(self, filled: str) -> None:
-        done = self.run("show", RUN, PYTHONIOENCODING="ascii")
-        assert b"attempt 1" in done.stdout
-        assert json.loads(self.run("show", RUN, "--json", PYTHONIOENCODING="ascii").stdout)["id"] == RUN
-
-    def test_warnings_do_not_spoil_json(self, filled: str) -> None:
-        done = self.run("runs", "--json", OTEL_CHATDEBUG_STALE_AFTER="soon")
-        assert len(json.loads(done.stdout)) == 2
-        assert b"OTEL_CHATDEBUG_STALE_AFTER" in done.stderr

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,17 +232,6 @@ class TestTransfer:
                 del row["changed_at"]
         assert original == imported
 
-    def test_an_export_for_an_encoding_without_our_signs_is_the_same(self, engine: Engine) -> None:
-        command = [sys.executable, "-m", "otel_chatdebug.cli", "export", "a1"]
-        texts = [
-            subprocess.run(
-                command, capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": encoding}
-            ).stdout
-            for encoding in ("ascii", "utf-8")
-        ]
-        assert json.loads(texts[0])["runs"] == json.loads(texts[1])["runs"]
-        assert texts[0].isascii()
-
     def test_a_file_that_breaks_off_leaves_what_was_there(self, engine: Engine, chatdebug_home: Path) -> None:
         file = chatdebug_home / "chat.json"
         file.write_text("mine")
@@ -330,30 +317,3 @@ class TestCompletion:
             main, [], env={"_OTEL_CHATDEBUG_COMPLETE": f"{shell}_source"}, prog_name="otel-chatdebug"
         )
         assert "_OTEL_CHATDEBUG_COMPLETE" in result.stdout
-
-
-class TestPipes:
-    """A reader that leaves, and a disk that is full: no traceback, whatever the command."""
-
-    COMMANDS = (["runs"], ["runs", "--json"], ["show", "a1"], ["show", "a1", "--raw"], ["stuck"], ["export", "a1"])
-
-    def run(self, *arguments: str, stdout: Any) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "otel_chatdebug.cli", *arguments]
-        return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ, check=False)
-
-    @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-    def test_a_closed_pipe(self, engine: Engine, arguments: list[str]) -> None:
-        reading, writing = os.pipe()
-        os.close(reading)
-        try:
-            result = self.run(*arguments, stdout=writing)
-        finally:
-            os.close(writing)
-        assert (result.returncode, result.stderr) == (0, b"")
-
-    @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-    def test_a_full_disk(self, engine: Engine, arguments: list[str]) -> None:
-        with open("/dev/full", "wb") as full:
-            result = self.run(*arguments, stdout=full)
-        assert result.returncode == 1
-        assert result.stderr == b"Error: The output cannot be written: No space left on device.\n"

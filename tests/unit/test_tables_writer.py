@@ -538,7 +538,7 @@ def test_a_close_keeps_what_waits_though_the_thread_is_in_a_call_that_does_not_r
             writer.put(Live(ended_run(str(number)), final=True))
         assert opening.wait(SOON)
         writer.put(Live(ended_run("later"), final=True))
-        assert not writer.close(5.0)
+        assert not writer.close(2.0)
         assert writer.flush(SOON)
         assert (writer.stats.spooled, writer.stats.dropped) == (4, 0)
         go_on.set()
@@ -568,7 +568,7 @@ def test_a_close_keeps_what_waits_though_the_database_is_opened_only_when_its_ti
         for number in range(3):
             writer.put(Live(ended_run(str(number)), final=True))
         assert opening.wait(SOON)
-        writer.close(5.0)
+        writer.close(2.0)
     assert (writer.stats.spooled, writer.stats.dropped) == (3, 0)
     other = make()
     other.start()

@@ -270,7 +270,7 @@ JSON_VALUES = st.recursive(
 
 @pytest.mark.parametrize("format", [*registry.FORMATS, generic], ids=lambda format: str(format.name))
 @given(value=JSON_VALUES, event=st.sampled_from([None, "error", "message_start", "response.completed"]))
-@settings(max_examples=200)
+@settings(max_examples=75)
 def test_no_json_makes_a_format_raise(format: registry.Format, value: Any, event: str | None) -> None:
     facts = Facts()
     format.read_json(facts, value)
