@@ -1,6 +1,7 @@
 """What the runs of a chat are doing in this process, right now: for the snapshot of a chat that hangs.
 
-Looks, and changes nothing. Any thread, while the process starts or ends, too.
+Looks, and changes nothing. Any thread, while the process starts or ends, too. What an application may have written
+(names of threads and tasks, lines of source, paths) is redacted as what goes to the tables is.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ def inspect(chat_id: str) -> LiveState | None:
     chat_id = storable.name(chat_id)
 
     def look() -> list[tuple[LiveRun, list[tuple[LiveStep, list[Any]]]]]:
+        # Of copies: where the turn was not to be had in time, somebody else folds while we look.
         return [
             (run, [(step, step.open_attempts) for step in run.open_steps])
-            for run in recorder.open_runs.values()
+            for run in list(recorder.open_runs.values())
             if run.permit.allowed
             and (run.chat_id == chat_id or any(step.chat_id == chat_id for step in run.open_steps))
         ]
@@ -95,21 +97,35 @@ def _run(recorder: Recorder, run: LiveRun, steps: list[tuple[LiveStep, list[Any]
                 number=step.number,
                 model=step.model,
                 seconds_since_start=_seconds(step.started_ns, now),
-                attempts=[_attempt(attempt, now) for attempt in attempts],
+                attempts=[_attempt(recorder, attempt, now) for attempt in attempts],
             )
             for step, attempts in steps
         ],
-        stacks=[place.stack(recorder.redactor.text) for place in places],
+        stacks=_stacks(recorder, places),
     )
 
 
-def _attempt(attempt: Any, now: int) -> LiveAttempt:
+def _stacks(recorder: Recorder, places: list[Whereabouts]) -> list[Stack]:
+    stacks = [place.stack(recorder.redactor.text) for place in places]
+    if recorder.redact is not None:  # after the lock that stacks are taken under: it is the application's code
+        texts = [[stack["name"], *(frame["code"] for frame in stack["frames"])] for stack in stacks]
+        for stack, (name, *lines) in zip(stacks, recorder.redact.piece("stack", texts), strict=True):
+            stack["name"] = name
+            for frame, line in zip(stack["frames"], lines, strict=True):
+                frame["code"] = line
+    return stacks
+
+
+def _attempt(recorder: Recorder, attempt: Any, now: int) -> LiveAttempt:
     attempt.digest(wait=False)  # for the number of events
     last = attempt.last_byte_ns
+    endpoint = attempt.endpoint_label
+    if recorder.redact is not None:  # as in the run's row
+        endpoint = recorder.redact.piece("summary", {"endpoint_label": endpoint})["endpoint_label"]
     return LiveAttempt(
         id=attempt.id,
         number=attempt.number,
-        endpoint=attempt.endpoint_label,
+        endpoint=endpoint,
         state=attempt.state.name.lower(),
         response_status=attempt.response_status,
         bytes_received=attempt.bytes_received,

@@ -62,24 +62,26 @@ class Whereabouts:
         return self._task == other._task and self._thread == other._thread
 
     def stack(self, clean: Callable[[str], str]) -> Stack:
-        """The frames now. ``clean`` redacts a line of source. Any thread but one that holds a lock of ours."""
+        """The frames now. Any thread but one that holds a lock of ours.
+
+        ``clean`` redacts a line of source, and the name of a thread or task: an application may make it of anything.
+        """
         with _taking:
-            if self._task is None:
-                thread = self._thread()
-                if thread is None or not thread.is_alive():
-                    return Stack(kind="thread", name="" if thread is None else thread.name, state="gone", frames=[])
-                return Stack(kind="thread", name=thread.name, state="running", frames=_told(_of_thread(thread), clean))
-            task = self._task()
-            if task is None or task.done():
-                return Stack(kind="task", name="" if task is None else task.get_name(), state="gone", frames=[])
-            coroutine = task.get_coro()
             thread = self._thread()
+            if self._task is None:
+                name = "" if thread is None else clean(thread.name)
+                if thread is None or not thread.is_alive():
+                    return Stack(kind="thread", name=name, state="gone", frames=[])
+                return Stack(kind="thread", name=name, state="running", frames=_told(_of_thread(thread), clean))
+            task = self._task()
+            name = "" if task is None else clean(task.get_name())
+            if task is None or task.done():
+                return Stack(kind="task", name=name, state="gone", frames=[])
+            coroutine = task.get_coro()
             if getattr(coroutine, "cr_running", False) and thread is not None:
-                return Stack(
-                    kind="task", name=task.get_name(), state="running", frames=_told(_of_thread(thread), clean)
-                )
+                return Stack(kind="task", name=name, state="running", frames=_told(_of_thread(thread), clean))
             frames = [frame for awaited in _chain(coroutine) if (frame := _frame(awaited)) is not None]
-            return Stack(kind="task", name=task.get_name(), state="suspended", frames=_told(frames, clean))
+            return Stack(kind="task", name=name, state="suspended", frames=_told(frames, clean))
 
 
 def here() -> Whereabouts:

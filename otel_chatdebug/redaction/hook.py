@@ -43,8 +43,10 @@ PLACES: Final = (
     "response_body",
     "normalized_request",
     "normalized_response",
+    "stack",
 )
-"""Columns of the tables whose texts pass the redactor, and what ``place`` says. Spans and events have the same."""
+"""Columns of the tables whose texts pass the redactor, and what ``place`` says. Spans and events have the same.
+``stack`` is no column: names of threads and tasks, and lines of source, in the snapshot of a chat."""
 
 SECONDS: Final = 1.0
 """What one piece may take. The callers are our own threads: no call of the application waits for it."""

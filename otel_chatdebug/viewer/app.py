@@ -6,20 +6,30 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.tables import queries
-from otel_chatdebug.viewer import auth, content, deletion, export, lists, live, run_page, snapshot, threads
+from otel_chatdebug.viewer import (
+    auth,
+    content,
+    deletion,
+    export,
+    lists,
+    live,
+    login,
+    run_page,
+    snapshot,
+    static_files,
+    threads,
+)
 from otel_chatdebug.viewer.auth import Access, Allow, Hosts, Shield, TokenRequired
 from otel_chatdebug.viewer.message_counts import CountMessages
 from otel_chatdebug.viewer.rendering import page, problem, wants_html
@@ -27,8 +37,6 @@ from otel_chatdebug.viewer.snapshot import Authorize, Snapshots
 from otel_chatdebug.viewer.store import Store, Unavailable, sentence
 
 logger = logging.getLogger("otel_chatdebug")
-
-STATIC = Path(__file__).with_name("static")
 
 
 def chatdebug_app(
@@ -47,12 +55,13 @@ def chatdebug_app(
         database_url: Where the tables are; by default ``OTEL_CHATDEBUG_DATABASE_URL``.
         token: Opens the pages: once as ``?token=...`` in a link, which sets a cookie, or as ``Authorization: Bearer``.
             By default ``OTEL_CHATDEBUG_TOKEN``. Where neither that nor ``allow`` is given, one is made and logged.
-        allow: A function of the request (it may be asynchronous) that says whether it may see the pages, without a
-            token: for applications that know their users. It opens all pages, deletion too.
+        allow: A function of the request (it may be asynchronous, else it is called in a thread) that says whether it
+            may see the pages, without a token: for applications that know their users. It opens all pages, deletion
+            too, but not the snapshot. What takes longer than five seconds, or raises, opens nothing.
         allowed_hosts: The names under which the pages answer, besides IP addresses and this machine's. By default any:
             the application around them has its own rule.
         authorize: A function of the request and a chat's id (it may be asynchronous) that says whether the snapshot of
-            that chat may be seen. By default what opens the pages opens it.
+            that chat may be seen. By default the token opens it, and nothing else does.
         count_messages: A function of a chat's id (it may be asynchronous) that tells how many messages the chat has:
             ``{"by_role": {role: count}, "deleted": count}``, or None. By default ``OTEL_CHATDEBUG_MESSAGES_TABLE``.
         public_url: Where other processes reach this application, its path included
@@ -95,10 +104,10 @@ def make_app(settings: Settings, access: Access, hosts: Hosts | None, snapshots:
     opened = [_in_own_threads(route) if isinstance(route, Route) else route for route in opened]
     app = Starlette(
         routes=[
-            Route("/login", login, methods=["POST"]),
-            Mount("/static", StaticFiles(directory=STATIC)),
+            *login.ROUTES,
+            *static_files.ROUTES,
             *snapshot.ROUTES,  # with its own rule about who may see it
-            Mount("", routes=opened, middleware=[Middleware(TokenRequired, access=access, ask=ask_for_token)]),
+            Mount("", routes=opened, middleware=[Middleware(TokenRequired, access=access, ask=login.ask_for_token)]),
         ],
         middleware=[Middleware(Shield, hosts=hosts)],
         exception_handlers={
@@ -122,27 +131,6 @@ def _in_own_threads(route: Route) -> Route:
     if inspect.iscoroutinefunction(route.endpoint):
         return route
     return Route(route.path, threads.endpoint(route.endpoint), methods=list(route.methods or ()), name=route.name)
-
-
-async def login(request: Request) -> Response:
-    """Takes a token from the form that `ask_for_token` shows."""
-    form = await auth.read_form(request)
-    access: Access = request.app.state.access
-    if auth.same_site_post(request) and access.is_token(form.get("token", "").strip()):
-        return access.let_in(request, auth.own_path(request, form.get("next", "")))
-    return _ask(request, wrong=True, next=form.get("next", ""))
-
-
-def ask_for_token(request: Request, wrong: bool) -> Response:
-    """What is answered without a token: a form to a browser, a sentence to a program."""
-    return _ask(request, wrong=wrong, next=auth.without_token(request))
-
-
-def _ask(request: Request, *, wrong: bool, next: str) -> Response:
-    if not wants_html(request):
-        said = "This token is not the right one." if wrong else "A token is needed: Authorization: Bearer TOKEN."
-        return JSONResponse({"error": said}, 401, {"www-authenticate": "Bearer"})
-    return page(request, "login.html", 401, wrong=wrong, next=auth.own_path(request, next))
 
 
 async def refused(request: Request, exc: Exception) -> Response:

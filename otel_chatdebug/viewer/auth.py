@@ -5,25 +5,30 @@ The pages show what people wrote to models, so they are closed but for a token. 
 Everything that is compared is compared in constant time.
 
 Two middlewares, both plain ASGI: `Shield` goes around everything (the Host, the Origin, the headers of each response),
-`TokenRequired` around what the token opens. A route with another rule stands outside of it and may ask `Access` too.
+`TokenRequired` around what the token opens. The snapshot has a rule of its own, stands outside of it and asks `Access`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import inspect
 import ipaddress
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
-from urllib.parse import parse_qs, urlencode, urlsplit
+from typing import Final, TypeAlias
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from otel_chatdebug.viewer import threads
+
+logger = logging.getLogger("otel_chatdebug")
 
 Allow: TypeAlias = Callable[[Request], bool | Awaitable[bool]]
 
@@ -35,6 +40,15 @@ MAX_FORM = 64 * 1024
 
 PREFIX = "chatdebug.prefix"
 """Key of the scope: the path below which the application is mounted."""
+
+ADDED = "chatdebug.headers"
+"""Key of the scope: headers that the response gets besides `HEADERS`, whoever makes it."""
+
+TOKEN: Final = "token"
+"""The parameter of a link that opens the pages. It is for us alone: in no further address, and not handed on."""
+
+ON_THE_WIRE: Final = "".join(map(chr, range(0x21, 0x7F)))
+"""What a path or a query may hold as it is; `quote` escapes the rest, and leaves what is escaped already."""
 
 HEADERS = {
     # Nothing but our own files, no inline script or style, no string becomes script or HTML, nobody frames us.
@@ -101,12 +115,32 @@ class Access:
     token: str | None = None
     """None: no token opens them."""
     allow: Allow | None = None
-    """Opens them to requests for which it says so, besides the token. May be asynchronous."""
+    """Opens them to requests for which it says so, besides the token. May be asynchronous; else it is called in a
+    thread. It opens nothing where it raises, or says nothing within `threads.HOOK_SECONDS`."""
     open: bool = False
     """Whoever reaches them may see them."""
 
     async def permits(self, request: Request) -> bool:
-        """Whether this request may see the pages: by cookie, by ``Authorization: Bearer``, or by ``allow``."""
+        """Whether this request may see the pages: by the token, or by ``allow``.
+
+        Raises ``HTTPException`` where ``allow`` does: it is how an application says no in its own words.
+        """
+        if self.has_token(request):
+            return True
+        if self.allow is None:
+            return False
+        try:
+            return bool(await threads.ask(self.allow, request))
+        except HTTPException:
+            raise
+        except Exception as exc:
+            logger.warning("allow raised %s; the debug pages are not shown.", type(exc).__name__)
+            logger.debug("allow", exc_info=exc)
+            return False
+
+    def has_token(self, request: Request) -> bool:
+        """Whether the request shows the token: by cookie, or by ``Authorization: Bearer``. Always, where none is
+        needed."""
         if self.open:
             return True
         if self.token is not None:
@@ -115,13 +149,17 @@ class Access:
                 return True
             if _same(request.cookies.get(cookie_name(request), ""), self._session()):
                 return True
-        if self.allow is None:
-            return False
-        answer = self.allow(request)
-        return bool(await answer if inspect.isawaitable(answer) else answer)
+        return False
 
     def is_token(self, given: str) -> bool:
         return self.token is not None and _same(given, self.token)
+
+    def by_link(self, request: Request) -> Response | None:
+        """Where the address has the token: lets the browser in, and has it go on without the token. Else None."""
+        given = request.query_params.get(TOKEN)
+        if given is None or request.method != "GET" or not self.is_token(given):
+            return None
+        return self.let_in(request, without_token(request))
 
     def let_in(self, request: Request, path: str) -> Response:
         """Sends the browser on to ``path`` with a cookie that `permits` knows."""
@@ -165,7 +203,7 @@ class Shield:
                 headers = MutableHeaders(scope=message)
                 if is_static:
                     headers.setdefault("cache-control", "no-cache")  # may be kept, is asked for each time
-                for name, value in HEADERS.items():
+                for name, value in (*scope.get(ADDED, {}).items(), *HEADERS.items()):
                     headers.setdefault(name, value)
             await send(message)
 
@@ -194,7 +232,7 @@ class Shield:
 class TokenRequired:
     """Around what the token opens. ``ask`` makes the answer for those who have none: a form, or a sentence."""
 
-    def __init__(self, app: ASGIApp, access: Access, ask: Callable[[Request, bool], Response]) -> None:
+    def __init__(self, app: ASGIApp, access: Access, ask: Callable[[Request], Response]) -> None:
         self._app = app
         self._access = access
         self._ask = ask
@@ -204,12 +242,9 @@ class TokenRequired:
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
-        answer: ASGIApp = self._app
-        given = request.query_params.get("token")
-        if given is not None and request.method == "GET" and self._access.is_token(given):
-            answer = self._access.let_in(request, without_token(request))
-        elif not await self._access.permits(request):
-            answer = self._ask(request, given is not None)
+        answer: ASGIApp | None = self._access.by_link(request)
+        if answer is None:
+            answer = self._app if await self._access.permits(request) else self._ask(request)
         await answer(scope, receive, send)
 
 
@@ -265,9 +300,12 @@ def own_path(request: Request, path: str) -> str:
 
 
 def without_token(request: Request) -> str:
-    """The path and query of this request without the token."""
-    query = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
-    return own_path(request, request.url.path) + (f"?{urlencode(query)}" if query else "")
+    """The path and query of this request without the token. The path as it came: ``a%2Fb`` is no ``a/b``."""
+    path = quote(request.scope.get("raw_path", b"").partition(b"?")[0], safe=ON_THE_WIRE)
+    if not path.startswith(f"{request.scope[PREFIX]}/"):  # a server that tells none, or what is below the prefix only
+        path = quote(request.scope["path"])
+    query = [(name, value) for name, value in request.query_params.multi_items() if name != TOKEN]
+    return own_path(request, path) + (f"?{urlencode(query)}" if query else "")
 
 
 def cookie_name(request: HTTPConnection) -> str:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from otel_chatdebug.curl import NotRepeatable, curl
 from otel_chatdebug.tables import queries
 from otel_chatdebug.tables.transfer import export_chat, export_runs
+from otel_chatdebug.viewer import threads
 
 
 def run(request: Request) -> Response:
@@ -60,8 +61,8 @@ def _file(pieces: Iterator[str], name: str) -> Response:
             yield "\n... the database could not be read any further\n"
 
     safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:80].strip("-")
-    disposition = f'attachment; filename="chatdebug-{safe}.json"'
-    return StreamingResponse(whole(), media_type="application/json", headers={"content-disposition": disposition})
+    headers = {"content-disposition": f'attachment; filename="chatdebug-{safe}.json"'}
+    return StreamingResponse(threads.pieces(whole()), media_type="application/json", headers=headers)
 
 
 ROUTES = [

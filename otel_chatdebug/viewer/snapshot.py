@@ -29,9 +29,11 @@ from otel_chatdebug.pipeline.recorder import active
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.tables import queries
 from otel_chatdebug.tables.queries import ChatState, Owner
-from otel_chatdebug.viewer import message_counts, proxy, threads
-from otel_chatdebug.viewer.auth import Access
+from otel_chatdebug.viewer import auth, message_counts, proxy, threads
+from otel_chatdebug.viewer.auth import ON_THE_WIRE, Access
+from otel_chatdebug.viewer.login import ask_for_token
 from otel_chatdebug.viewer.message_counts import BadCounts, CountMessages, MessageCounts
+from otel_chatdebug.viewer.rendering import problem
 from otel_chatdebug.viewer.store import Unavailable, sentence
 
 logger = logging.getLogger("otel_chatdebug")
@@ -39,15 +41,15 @@ logger = logging.getLogger("otel_chatdebug")
 PATH: Final = "/api/experimental/chats/"
 """What comes before the chat's id in the path, as it is on the wire."""
 
+CLOSED: Final = (
+    "Nothing opens snapshots here: chatdebug_app(authorize=...) says who may see that of a chat, or a token does "
+    "(OTEL_CHATDEBUG_TOKEN). What opens the pages (allow=...) does not."
+)
+
 VERSION: Final = 1
 """Of the answer's form."""
 
 SUFFIX: Final = "/debug/snapshot"
-
-ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
-
-REFUSALS: Final = frozenset({301, 302, 307, 308, 401, 404, 421})
-"""Statuses of an owner that are no answer about the chat; all others are passed on."""
 
 Authorize: TypeAlias = Callable[[Request, str], bool | Awaitable[bool]]
 """Says of a request whether it may see the snapshot of the chat with that id. May be asynchronous."""
@@ -58,7 +60,7 @@ class Snapshots:
     """What the endpoint needs of the application around it."""
 
     authorize: Authorize | None = None
-    """Without it what opens the pages opens snapshots."""
+    """Without it the token of the pages opens snapshots, and nothing else does."""
     count_messages: CountMessages | None = None
     public_url: str | None = None
     """Where other processes reach this application; None: this process owns nothing, and only hands on."""
@@ -81,12 +83,14 @@ async def snapshot(request: Request) -> Response:
     mark = request.headers.get(proxy.FORWARDED)
     own = lifecycle.inspection_token()
     trusted = mark is not None and own is not None and hmac.compare_digest(mark.encode("latin-1"), own.encode())
-    if not trusted:
+    recorder = active()
+    if trusted:
+        request.scope[auth.ADDED] = {proxy.ANSWERED_BY: "" if recorder is None else recorder.replica_id}
+    else:
         refusal = await _refusal(request, snapshots.authorize, chat_id)
         if refusal is not None:
             return refusal
     settings: Settings = request.app.state.settings
-    recorder = active()
     stale_after = settings.stale_after if recorder is None else recorder.settings.stale_after
     store = request.app.state.store
     notes: list[str] = []
@@ -146,11 +150,9 @@ async def snapshot(request: Request) -> Response:
 async def _refusal(request: Request, authorize: Authorize | None, chat_id: str) -> Response | None:
     if authorize is None:
         access: Access = request.app.state.access
-        if await access.permits(request):
-            return None
-        return JSONResponse(
-            {"error": "A token is needed: Authorization: Bearer TOKEN."}, 401, {"www-authenticate": "Bearer"}
-        )
+        if access.token is None and not access.open:
+            return problem(request, 403, "Snapshots are closed", CLOSED)
+        return access.by_link(request) or (None if access.has_token(request) else ask_for_token(request))
     try:
         allowed = await threads.ask(authorize, request, chat_id)
     except HTTPException:  # how an application says no
@@ -185,23 +187,14 @@ async def _ask(request: Request, owner: Owner, notes: list[str]) -> Response | N
     raw = request.scope.get("raw_path", b"").decode("latin-1").partition(PATH)[2]
     # As it came, but for what no path may hold. Where only the decoded path is ours, from the chat's id.
     path = PATH + (
-        quote(raw, safe=ASCII, encoding="latin-1") or f"{quote(request.path_params['chat'], safe='')}{SUFFIX}"
+        quote(raw, safe=ON_THE_WIRE, encoding="latin-1") or f"{quote(request.path_params['chat'], safe='')}{SUFFIX}"
     )
-    query = quote(request.scope["query_string"], safe=ASCII)
+    query = proxy.without_credentials(quote(request.scope["query_string"], safe=ON_THE_WIRE))
     try:
-        answer = await threads.call(
-            lambda: proxy.forward(url, token, request.method, f"{path}?{query}" if query else path, request.headers)
-        )
+        answer = await proxy.forward(url, token, request.method, f"{path}?{query}" if query else path, request.headers)
     except proxy.Unreachable as exc:
         logger.debug("the owner of a chat cannot be asked", exc_info=exc)
         notes.append(f"The process that runs this chat could not be asked. {exc} This is what the tables know.")
-        return None
-    if answer.status in REFUSALS:
-        # Its URL leads to another process or nowhere, it has a new token, or it answers under another name only. Who
-        # asks has been let in here, and we know that there is such a chat.
-        notes.append(
-            f"The process that runs this chat refused to answer ({answer.status}): this is what the tables know."
-        )
         return None
     headers = {} if answer.content_type is None else {"content-type": answer.content_type}
     return Response(answer.body, answer.status, headers)

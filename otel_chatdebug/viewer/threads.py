@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
 from typing import Any, Final, TypeVar
 
@@ -21,7 +21,11 @@ from starlette.responses import Response
 T = TypeVar("T")
 
 THREADS: Final = 16
-"""For each event loop."""
+"""For each event loop: pages, and the application's hooks."""
+
+HANDING_ON: Final = 16
+"""For each event loop, besides: requests that are handed on to other processes. Those may take long to answer, and
+whoever waits for them must not hold up the pages."""
 
 HOOK_SECONDS: Final = 5.0
 """How long a hook may take: whoever asks about a chat that hangs must not hang with it."""
@@ -29,18 +33,36 @@ HOOK_SECONDS: Final = 5.0
 HOOKS_AT_ONCE: Final = 16
 """Threads in which hooks may be under way, those included that were given up on and have not come back."""
 
-_limiter: RunVar[anyio.CapacityLimiter] = RunVar("otel_chatdebug.viewer.threads")
+_pages: RunVar[anyio.CapacityLimiter] = RunVar("otel_chatdebug.viewer.threads")
+_handing_on: RunVar[anyio.CapacityLimiter] = RunVar("otel_chatdebug.viewer.threads.handing_on")
 _free = threading.BoundedSemaphore(HOOKS_AT_ONCE)
 
 
 async def call(function: Callable[[], T], *, give_up: bool = False) -> T:
     """What ``function`` returns, called in a thread. With ``give_up`` a cancellation does not wait for its end."""
+    return await anyio.to_thread.run_sync(function, abandon_on_cancel=give_up, limiter=_limiter(_pages, THREADS))
+
+
+async def hand_on(function: Callable[[], T]) -> T:
+    """As `call`, in the threads for what is handed on. A cancellation does not wait for its end."""
+    limiter = _limiter(_handing_on, HANDING_ON)
+    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=limiter)
+
+
+def _limiter(of: RunVar[anyio.CapacityLimiter], threads: int) -> anyio.CapacityLimiter:
     try:
-        limiter = _limiter.get()
+        return of.get()
     except LookupError:
-        limiter = anyio.CapacityLimiter(THREADS)
-        _limiter.set(limiter)
-    return await anyio.to_thread.run_sync(function, abandon_on_cancel=give_up, limiter=limiter)
+        limiter = anyio.CapacityLimiter(threads)
+        of.set(limiter)
+        return limiter
+
+
+async def pieces(of: Iterator[T]) -> AsyncIterator[T]:
+    """What an iterator that blocks gives, each fetched in a thread."""
+    end = object()
+    while (piece := await call(lambda: next(of, end))) is not end:
+        yield piece  # type: ignore[misc]
 
 
 def endpoint(function: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:

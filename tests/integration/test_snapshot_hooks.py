@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 import otel_chatdebug as chatdebug
+from otel_chatdebug import lifecycle
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import schema
@@ -114,8 +115,14 @@ def test_an_application_whose_threads_all_hang_can_still_be_asked(url: str) -> N
                     transport=transport, base_url="http://127.0.0.1", headers=headers
                 ) as client:
                     with anyio.fail_after(30):
-                        for path in ("/api/experimental/chats/c/debug/snapshot", "/progress", "/runs/aa01"):
-                            assert (await client.get(path)).status_code == 200
+                        for path in (
+                            "/api/experimental/chats/c/debug/snapshot",
+                            "/progress",
+                            "/runs/aa01",
+                            "/static/main.js",
+                            "/export?chat=c",
+                        ):
+                            assert (await client.get(path)).status_code == 200, path
             finally:
                 hold.set()
 
@@ -171,19 +178,33 @@ def test_names_that_no_encoding_takes(chatdebug_home: Path) -> None:
         chatdebug.shutdown()
 
 
+Asked = list[tuple[str, str, dict[str, str]]]
+"""Method, path and headers of each request."""
+
+ACCEPTS = {proxy.ANSWERED_BY: "r1"}
+"""What an owner adds to its answer."""
+
+
 @contextmanager
-def owner(status: int, content_type: str, body: bytes) -> Iterator[tuple[str, list[tuple[str, str, dict[str, str]]]]]:
-    """A process that answers everything so; its URL, and what it was asked."""
-    asked = []
+def owner(
+    status: int, headers: Mapping[str, str], body: bytes | Generator[bytes, None, None]
+) -> Iterator[tuple[str, Asked]]:
+    """A process that answers everything so; its URL, and what it was asked. A generator gives a long body in pieces."""
+    asked: Asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
             self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body) if isinstance(body, bytes) else 10**12))
             self.end_headers()
-            self.wfile.write(body)
+            with suppress(OSError):
+                for piece in [body] if isinstance(body, bytes) else body:
+                    self.wfile.write(piece)
+            if not isinstance(body, bytes):
+                body.close()
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -191,9 +212,11 @@ def owner(status: int, content_type: str, body: bytes) -> Iterator[tuple[str, li
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/debug", asked
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/debug", asked
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def owned(url: str, by: str, chat: str) -> None:
@@ -205,29 +228,75 @@ def owned(url: str, by: str, chat: str) -> None:
             connection.execute(update(schema.replicas).values(heartbeat_at=schema.utc_now()))
 
 
-def test_an_owners_answer_is_passed_on_as_it_is(url: str) -> None:
-    with owner(418, "text/plain; charset=latin-1", b"gr\xfc\xdfe") as (by, asked):
+@pytest.mark.parametrize("status", [200, 301, 302, 307, 308, 401, 404, 418, 421, 500, 503])
+def test_an_owners_answer_is_passed_on_as_it_is(url: str, status: int) -> None:
+    headers = {"Content-Type": "text/plain; charset=latin-1", "Location": "/elsewhere", **ACCEPTS}
+    with owner(status, headers, b"gr\xfc\xdfe") as (by, asked):
         owned(url, by, "a/b ü")
         answer = ask(url, Snapshots(), "a/b ü", "?x=%20y&z")
-    assert (answer.status_code, answer.content) == (418, b"gr\xfc\xdfe")
+    assert (answer.status_code, answer.content) == (status, b"gr\xfc\xdfe")
     assert answer.headers["content-type"] == "text/plain; charset=latin-1"
-    ((method, path, headers),) = asked
+    assert "location" not in answer.headers
+    ((method, path, sent),) = asked
     assert (method, path) == ("GET", "/debug/api/experimental/chats/a%2Fb%20%C3%BC/debug/snapshot?x=%20y&z")
-    assert headers[proxy.FORWARDED] == "secret"
-    assert "authorization" not in headers
+    assert sent[proxy.FORWARDED] == "secret"
+    assert "authorization" not in sent
 
 
-def test_an_owner_that_refuses_leaves_it_to_the_tables(url: str) -> None:
+@pytest.mark.parametrize("status", [200, 302, 401, 404, 421, 502])
+def test_what_is_not_the_owner_leaves_it_to_the_tables(url: str, status: int) -> None:
     """Its URL leads to somebody else, or its token is another one by now."""
-    for status in (302, 401, 404, 421):
-        with owner(status, "text/html", b"no") as (by, _):
-            owned(url, by, "mine")
-            answer = ask(url, Snapshots(), "mine")
-        assert answer.status_code == 200
-        told = answer.json()
-        assert [run["id"] for run in told["in_progress"]["runs"]] == ["bb01"]
-        assert told["owner"]["reachable"] is False
-        assert f"refused to answer ({status})" in told["notes"][0]
+    with owner(status, {"Content-Type": "text/html"}, b"no") as (by, _):
+        owned(url, by, "mine")
+        answer = ask(url, Snapshots(), "mine")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert [run["id"] for run in told["in_progress"]["runs"]] == ["bb01"]
+    assert told["owner"]["reachable"] is False
+    assert f"(with status {status}) is another process" in told["notes"][0]
+
+
+def test_whoever_accepts_the_token_of_what_is_handed_on_says_so(url: str) -> None:
+    lifecycle.set_inspection_url("http://127.0.0.1:1/debug")
+    try:
+        app = make_app(Settings.load(database_url=url), Access("t"), None, Snapshots(authorize=forbids))
+        with TestClient(app) as client:
+            for chat, status in (("c", 200), ("nowhere", 404)):
+                path = f"/api/experimental/chats/{chat}/debug/snapshot"
+                answer = client.get(path, headers={proxy.FORWARDED: str(lifecycle.inspection_token())})
+                assert (answer.status_code, proxy.ANSWERED_BY in answer.headers) == (status, True)
+                answer = client.get(path, headers={proxy.FORWARDED: "another"})
+                assert (answer.status_code, proxy.ANSWERED_BY in answer.headers) == (404, False)
+    finally:
+        lifecycle.set_inspection_url(None)
+
+
+def test_no_token_of_ours_is_handed_on(url: str) -> None:
+    with owner(200, ACCEPTS, b"{}") as (by, asked):
+        owned(url, by, "mine")
+        ask(url, Snapshots(authorize=lambda *_: True), "mine", "?a=1&token=t&%74oken=t&tokens=2&b=token%3Dt&&token")
+    ((_, path, _),) = asked
+    assert path.partition("?")[2] == "a=1&tokens=2&b=token%3Dt&"
+
+
+def test_an_owner_whose_answer_never_ends_is_given_up_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece comes in time, so that no single read would be too long."""
+    monkeypatch.setattr(proxy, "SECONDS", 0.2)
+    left = threading.Event()
+
+    def drip() -> Generator[bytes, None, None]:
+        try:
+            while True:
+                yield b" "
+        finally:
+            left.set()  # the connection was closed: no thread of ours reads on
+
+    with owner(200, ACCEPTS, drip()) as (by, _):
+        owned(url, by, "mine")
+        told = ask(url, Snapshots(), "mine").json()
+        assert left.wait(60)
+    assert told["owner"]["reachable"] is False
+    assert "gave no whole answer within 0.2 seconds" in told["notes"][0]
 
 
 def test_a_registered_url_that_is_none(url: str) -> None:

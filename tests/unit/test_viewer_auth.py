@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.tables import database, migrations
-from otel_chatdebug.viewer import auth, chatdebug_app
+from otel_chatdebug.viewer import auth, chatdebug_app, threads
 from otel_chatdebug.viewer.app import make_app
 from otel_chatdebug.viewer.auth import Access, Hosts
 
@@ -207,13 +209,84 @@ def test_a_mounted_application_has_its_links_below_its_path(url: str) -> None:
     assert client.get("/admin/debug/static/main.js").status_code == 200
 
 
-def test_an_application_may_say_itself_who_may_see_the_pages(url: str) -> None:
-    async def allow(request: Request) -> bool:
-        return request.headers.get("x-user") == "admin"
+def is_admin(request: Request) -> bool:
+    return request.headers.get("x-user") == "admin"
 
+
+async def is_admin_later(request: Request) -> bool:
+    return is_admin(request)
+
+
+@pytest.mark.parametrize("allow", [is_admin, is_admin_later])
+def test_an_application_may_say_itself_who_may_see_the_pages(url: str, allow: Any) -> None:
     client = TestClient(chatdebug_app(url, allow=allow))
     assert client.get("/", headers={"x-user": "admin"}).status_code == 200
     assert client.get("/", headers={"x-user": "other"}).status_code == 401
+    said = client.get("/", headers={"x-user": "other", **HTML}).text
+    assert "not open to you" in said
+    assert 'name="token"' not in said, "there is no token that it could take"
+
+
+def test_an_allow_that_blocks_holds_nobody_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "HOOK_SECONDS", 0.05)
+    hold, asked = threading.Event(), []
+
+    def allow(request: Request) -> bool:
+        asked.append(threading.current_thread().name)
+        if "x-hang" in request.headers:
+            hold.wait()
+        return True
+
+    client = TestClient(chatdebug_app(url, allow=allow))
+    assert client.get("/", headers={"x-hang": "1"}).status_code == 401
+    hold.set()
+    assert client.get("/").status_code == 200
+    assert all(name.startswith("AnyIO worker") for name in asked)
+
+
+def test_an_allow_that_raises_opens_nothing(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    def breaks(request: Request) -> bool:
+        raise RuntimeError("a secret of the application")
+
+    def forbids(request: Request) -> bool:
+        raise HTTPException(403, "Only for the night shift.")
+
+    assert TestClient(chatdebug_app(url, allow=breaks)).get("/").status_code == 401
+    assert "allow raised RuntimeError" in caplog.text
+    assert "a secret" not in caplog.text
+    answer = TestClient(chatdebug_app(url, allow=forbids)).get("/")
+    assert (answer.status_code, answer.json()) == (403, {"error": "Only for the night shift."})
+
+
+SNAPSHOT = "/api/experimental/chats/a%252Fb%3Fc/debug/snapshot"
+
+
+def test_what_opens_the_pages_opens_no_snapshot_but_for_the_token(url: str) -> None:
+    admin = {"x-user": "admin"}
+    answer = TestClient(chatdebug_app(url, allow=is_admin)).get(SNAPSHOT, headers=admin)
+    assert answer.status_code == 403
+    assert "authorize=" in answer.json()["error"]
+    client = TestClient(chatdebug_app(url, allow=is_admin, token=TOKEN))
+    assert client.get(SNAPSHOT, headers=admin).status_code == 401
+    assert client.get(SNAPSHOT, headers={"authorization": f"Bearer {TOKEN}"}).status_code == 404, "no such chat"
+    client = TestClient(chatdebug_app(url, token=TOKEN, authorize=lambda *_: False))
+    assert client.get(SNAPSHOT, headers={"authorization": f"Bearer {TOKEN}"}).json() == {
+        "error": "There is no such chat."
+    }
+
+
+def test_a_snapshot_opens_in_a_browser_by_one_link_as_the_pages_do(url: str) -> None:
+    app = Starlette(routes=[Mount("/debug", chatdebug_app(url, token=TOKEN))])
+    client = TestClient(app, base_url=HERE, follow_redirects=False)
+    path = f"/debug{SNAPSHOT}"
+    assert client.get(path).json() == {"error": "A token is needed: Authorization: Bearer TOKEN."}
+    form = client.get(f"{path}?x=1", headers=HTML)
+    assert form.status_code == 401
+    assert f'name="next" value="{path}?x=1"' in form.text
+    assert client.get(f"{path}?token=wrong").status_code == 401
+    link = client.get(f"{path}?x=1&token={TOKEN}")
+    assert (link.status_code, link.headers["location"]) == (303, f"{path}?x=1"), "the chat's id as it came"
+    assert client.get(link.headers["location"]).status_code == 404, "let in: there is no such chat"
 
 
 def test_without_a_token_one_is_made_and_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
