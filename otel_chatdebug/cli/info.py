@@ -42,7 +42,7 @@ PACKAGES = (
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output: database, settings, versions.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output: database, spool, settings, versions.")
 @database_option
 def info(as_json: bool) -> None:
     """Show the database, the settings and the versions.
@@ -56,14 +56,16 @@ def info(as_json: bool) -> None:
         from otel_chatdebug.tables import database
 
         rows, failure = _database(chosen.database_url)
+        spooled = _spooled(chosen)
     if as_json:
         variables = [variable for variable, _default, _meaning in Settings.table()]
         values = [_shown(item.name, getattr(chosen, item.name)) for item in fields(Settings)]
         in_force = dict(zip(variables, values, strict=True))
-        print_json({"database": dict(rows), "settings": in_force, "versions": dict(_versions())})
+        told = {"database": dict(rows), "spool": spooled, "settings": in_force, "versions": dict(_versions())}
+        print_json(told)
     else:
         output = console()
-        output.print(_section("Database", rows))
+        output.print(_section("Database", [*rows, ("Spooled", _in_words(spooled))]))
         output.print(_settings(chosen))
         output.print(_section("Versions", _versions()))
     if failure is not None and not isinstance(failure, database.NoDatabase):
@@ -97,6 +99,35 @@ def _database(url: str) -> tuple[list[tuple[str, str]], Exception | None]:
         failure = database.DatabaseError(cannot_be_used(exc))
         return [*rows, ("State", str(failure))], failure
     return rows, None
+
+
+def _spooled(chosen: Settings) -> dict[str, Any]:
+    """What waits in the spool: records of this database with their bytes, and how many there are for others."""
+    import sqlite3
+
+    from otel_chatdebug.tables.spool import Spool
+
+    spool = Spool(chosen.database_url, chosen.max_queue_size)
+    told: dict[str, Any] = {"file": str(spool.path)}
+    try:
+        kept = spool.kept()
+    except (OSError, sqlite3.Error) as exc:
+        from otel_chatdebug.tables import database
+
+        return told | {"problem": f"The file cannot be read: {database.diagnose(exc)[1]}."}
+    return told | {"records": kept.records, "size": kept.size, "records_of_other_databases": kept.others}
+
+
+def _in_words(spooled: dict[str, Any]) -> str:
+    from otel_chatdebug.words import plural, size
+
+    if "problem" in spooled:
+        return f"{spooled['file']}: {spooled['problem']}"
+    count, others = spooled["records"], spooled["records_of_other_databases"]
+    said = "nothing"
+    if count:
+        said = f"{plural(count, 'record')} ({size(spooled['size'])}) in {spooled['file']}, written by the next process"
+    return said + (f"; {others:,} for other databases" if others else "")
 
 
 def _counts(engine: Engine) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from otel_chatdebug.tables import database
 from otel_chatdebug.tables.backlog import Source
 from otel_chatdebug.tables.batch import Batch
 from otel_chatdebug.tables.database import Fault
-from otel_chatdebug.tables.spool import Spool
+from otel_chatdebug.tables.spool import CLAIM_SECONDS, Spool
 from otel_chatdebug.words import plural
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ CLEANUP_AGAIN_SECONDS = 1.0
 
 
 TAKE_UP_SECONDS = 3600.0
-"""Between two looks into the spool for what other processes left there. It is also looked into when the database is
-opened, at the start and after each trouble."""
+"""Between two looks into a spool that has not changed, as far as its file tells. One that has is looked into with the
+next heartbeat: a child that lived for a moment only may have left its rows there, on a machine that is busy."""
 
 
 def heartbeat_interval(stale_after: float) -> float:
@@ -293,7 +293,7 @@ class TakingUp:
 
     def some(self, engine: Engine) -> None:
         """Writes a chunk, if it is time. Raises where the database is in trouble; then they stay spooled."""
-        if time.monotonic() < self.due:
+        if time.monotonic() < self.due and not self._spool.has_changed():
             return
         self.due = float("-inf")  # where it raises it is tried again once the database is back
 
@@ -303,4 +303,4 @@ class TakingUp:
             self._batch.write(engine)
 
         if not self._spool.take_up(write):
-            self.due = time.monotonic() + TAKE_UP_SECONDS
+            self.due = time.monotonic() + (CLAIM_SECONDS if self._spool.elsewhere else TAKE_UP_SECONDS)

@@ -12,6 +12,7 @@ import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from otel_chatdebug.settings import state_folder
 from otel_chatdebug.tables.diagnosis import (
@@ -138,7 +139,7 @@ def sqlite_path(url: URL) -> Path | None:
         return None
     name = url.database or ""
     if name.startswith("file:"):
-        name = name.removeprefix("file:").split("?")[0]
+        name = unquote(name.removeprefix("file:").split("?")[0])
         if name.startswith("//"):
             name = name[2:]
     if not name or ":memory:" in name or url.query.get("mode") == "memory":

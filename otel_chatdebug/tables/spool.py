@@ -16,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from typing import NamedTuple, TypeAlias
 
 from otel_chatdebug import storable
 from otel_chatdebug.records import AttemptContent, AttemptRecord, Record, RunRecord, StepContent, StepRecord
@@ -29,6 +31,7 @@ from otel_chatdebug.settings import state_folder
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import database
 from otel_chatdebug.tables.backlog import Worth, worth_of
+from otel_chatdebug.tables.database import Fault
 
 logger = logging.getLogger("otel_chatdebug")
 
@@ -46,6 +49,9 @@ KEPT_SECONDS = 14 * 86_400.0
 
 CHUNK = 256
 """Records that are taken up at a time."""
+
+SETTLED_NS = 1_000_000_000
+"""So long ago a file was written that its time tells it from the next writing, on any file system."""
 
 BUSY_SECONDS = 0.5
 """How long another process's transaction is waited for: they are short."""
@@ -69,8 +75,23 @@ _KINDS: dict[str, type[Record]] = {
 }
 
 
+_FileStatus: TypeAlias = tuple[int, int, int] | None
+"""Inode, size and time of the last writing, in nanoseconds; None where there is no file."""
+
+
+class Kept(NamedTuple):
+    """What is in the file."""
+
+    records: int = 0
+    """For the database that was asked about."""
+    size: int = 0
+    """Their bytes."""
+    others: int = 0
+    """Records for other databases."""
+
+
 class Spool:
-    """The records of one database in the file. The writer's thread only; nothing is open between two calls."""
+    """The records of one database in the file. Nothing is open between two calls, each of which one thread makes."""
 
     def __init__(self, url: str, max_size: int) -> None:
         self.path = state_folder() / FILE
@@ -78,6 +99,10 @@ class Spool:
         self._max_size = max_size
         self.dropped = 0
         """Records that were taken up and are none that this version knows."""
+        self.elsewhere = False
+        """What the last `take_up` found was being taken up by another process, or was when that one died."""
+        self._seen: _FileStatus = None
+        """When `take_up` found nothing."""
 
     def keep(self, records: Iterable[Record], *, late: Callable[[], bool] = lambda: False) -> int:
         """Adds the records that have ended, those first that are worth most, until ``late``; how many were added.
@@ -119,17 +144,23 @@ class Spool:
         What ``write`` raises is raised; the records are kept then. Never raises for the file's sake: it is tried again
         another time.
         """
-        if not self.path.exists():
+        status, now = self._status(), time.time_ns()
+        self.elsewhere = False
+        if status is None:
+            self._seen = None
             return False
         identity = database.identity(self._url)
         claim = secrets.token_hex(8)
         try:
             with self._open() as connection:
                 rows = self._claim(connection, identity, claim)
-        except (OSError, sqlite3.Error):
+        except (OSError, sqlite3.Error) as exc:
             logger.debug("otel_chatdebug: %s cannot be read", self.path, exc_info=True)
+            self._seen = None if database.diagnose(exc)[0] is Fault.LOCKED else status
             return False
         if not rows:
+            # A file that was written just now may be written once more without looking any different.
+            self._seen = status if status[2] < now - SETTLED_NS else None
             return False
         written = False
         try:
@@ -144,8 +175,30 @@ class Spool:
                 connection.execute(f"{done} WHERE claim = ?", (claim,))
         return True
 
-    @staticmethod
-    def _claim(connection: sqlite3.Connection, identity: str | None, claim: str) -> list[tuple[str, str]]:
+    def kept(self) -> Kept:
+        """What is there now. Raises ``OSError``, ``sqlite3.Error`` and `DatabaseError`."""
+        if not self.path.exists():
+            return Kept()
+        mine = "database = ?"
+        with self._open() as connection:
+            found = connection.execute(
+                f"SELECT coalesce(sum({mine}), 0), coalesce(sum(size) FILTER (WHERE {mine}), 0), count(*) FROM records",
+                [database.identity(self._url)] * 2,
+            ).fetchone()
+        return Kept(found[0], found[1], found[2] - found[0])
+
+    def has_changed(self) -> bool:
+        """Whether anything may have been added since `take_up` found nothing. Costs a look at the file's status."""
+        return self._status() != self._seen
+
+    def _status(self) -> _FileStatus:
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def _claim(self, connection: sqlite3.Connection, identity: str | None, claim: str) -> list[tuple[str, str]]:
         now = time.time()
         with _transaction(connection):
             connection.execute(
@@ -156,6 +209,9 @@ class Spool:
             rows = connection.execute(
                 "SELECT kind, record FROM records WHERE claim = ? ORDER BY position", (claim,)
             ).fetchall()
+            if not rows:
+                theirs = "SELECT EXISTS (SELECT 1 FROM records WHERE database = ? AND claim IS NOT NULL)"
+                self.elsewhere = bool(connection.execute(theirs, (identity,)).fetchone()[0])
         return rows
 
     @contextmanager

@@ -209,6 +209,11 @@ class TestCommands:
         assert "backup" in checked.output
         assert len(checked.output.splitlines()) == 1
         assert described(engine) == before
+        for command in (["runs"], ["stuck"], ["delete", "--chat", "c"], ["sweep"], ["info"]):
+            refused = invoke(database_url, *command)
+            assert refused.exit_code == 2, refused.output
+            assert named in refused.stderr
+            assert len(refused.stderr.splitlines()) == 1
         upgraded = invoke(database_url, "db", "upgrade")
         assert upgraded.exit_code == 2
         assert named in upgraded.output

@@ -16,6 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from otel_chatdebug import settings
 from otel_chatdebug.cli import main
 from otel_chatdebug.records import (
     AttemptContent,
@@ -30,6 +31,7 @@ from otel_chatdebug.records import (
 from otel_chatdebug.settings import Settings
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import database, merge, migrations
+from otel_chatdebug.tables.spool import Spool
 from otel_chatdebug.version import __version__
 
 SECOND = 1_000_000
@@ -228,6 +230,19 @@ class TestInfo:
         assert found["settings"]["OTEL_CHATDEBUG_STALE_AFTER"] == "30.0"
         assert found["settings"].keys() == {variable for variable, _default, _meaning in Settings.table()}
         assert found["versions"]["otel-chatdebug"] == __version__
+
+    def test_says_what_is_spooled(self, filled: str) -> None:
+        assert re.search(r"Spooled +nothing *\n", invoke("info", COLUMNS="250").output)
+        Spool(filled, 10**6).keep([*records()[:1], *records()[:1]])
+        Spool("sqlite:////other.db", 10**6).keep(records()[:1])
+        output = invoke("info", COLUMNS="250").output
+        assert re.search(rf"Spooled +2 records \(\d+ B\) in {settings.state_folder()}/spool.db", output)
+        assert "; 1 for other databases" in output
+        found = json.loads(invoke("info", "--json").stdout)["spool"]
+        assert (found["records"], found["records_of_other_databases"]) == (2, 1)
+        assert 200 < found["size"] < 2000
+        Path(found["file"]).write_bytes(b"Dear diary" * 1000)
+        assert "the file is no SQLite database" in json.loads(invoke("info", "--json").stdout)["spool"]["problem"]
 
     def test_says_which_settings_are_in_force(self, filled: str) -> None:
         output = invoke("info", OTEL_CHATDEBUG_STALE_AFTER="30", OTEL_EXPORTER_OTLP_ENDPOINT="http://host:4318").output

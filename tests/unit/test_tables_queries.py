@@ -55,6 +55,13 @@ def test_a_database_of_something_else_is_named_and_left_alone(tmp_path: Path) ->
     assert path.stat().st_size == 0
 
 
+def test_a_database_of_something_else_is_named_as_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "with a space.db"
+    path.touch()
+    with pytest.raises(NoDatabase, match=re.escape(f"The database sqlite:///{path} has no debug tables")):
+        queries.open_for_reading(f"sqlite:///{path}")
+
+
 @pytest.mark.parametrize(("version", "error"), [("0000", migrations.SchemaTooOld), ("9999", migrations.SchemaTooNew)])
 def test_tables_of_another_version_are_refused(
     version: str, error: type[Exception], writing: Engine, tmp_path: Path

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,45 @@ def test_two_that_take_up_at_once_get_different_records_and_an_abandoned_claim_l
         connection.execute("UPDATE records SET claimed_at = unixepoch() - 31")
         connection.commit()
     assert [record.id for record in taken()] == ["again"]
+
+
+def test_whether_anything_was_added_is_seen_at_the_file() -> None:
+    """Without opening it: a process looks with each of its heartbeats."""
+    mine = make()
+    assert not mine.has_changed()  # there is no file
+    make().keep([ended_run("one")])
+    assert mine.has_changed()
+    assert mine.take_up(lambda records: None)
+    assert not mine.take_up(lambda records: None)
+    assert mine.has_changed()  # it was written this moment, and might be once more within it
+    long_ago = time.time() - 60
+    os.utime(mine.path, (long_ago, long_ago))
+    assert not mine.take_up(lambda records: None)
+    assert not mine.has_changed()
+    make("sqlite:////other.db").keep([ended_run("two")])
+    assert mine.has_changed()
+
+
+def test_what_another_process_is_taking_up_is_told_from_nothing() -> None:
+    mine = make()
+    make().keep([ended_run()])
+
+    def write(records: list[Record]) -> None:
+        assert not mine.take_up(lambda records: None)
+        assert mine.elsewhere
+
+    make().take_up(write)
+    assert not mine.take_up(lambda records: None)
+    assert not mine.elsewhere
+
+
+def test_what_is_there_can_be_counted() -> None:
+    assert make().kept() == (0, 0, 0)
+    make().keep([ended_run("one"), attempt_content(request_body="x" * 1000)])
+    make("sqlite:////other.db").keep([ended_run("theirs")])
+    kept = make().kept()
+    assert (kept.records, kept.others) == (2, 1)
+    assert 1000 < kept.size < 3000
 
 
 def test_what_is_no_record_hurts_no_other(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,8 +20,9 @@ import pytest
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_chatdebug import settings
-from otel_chatdebug.tables import database, forks, migrations, opened, queries, troubles
+from otel_chatdebug.tables import chores, database, forks, migrations, opened, queries, spool, troubles
 from otel_chatdebug.tables import writer as tables_writer
+from otel_chatdebug.tables.spool import Spool
 from otel_chatdebug.tables.writer import Beat, Keep, Writer
 from tests.support import leaks
 from tests.support.records import NOW, attempt_content, attempt_record, ended_run, run_record, step_content, step_record
@@ -595,6 +596,37 @@ def test_the_database_stays_closed_between_the_forks_of_a_pool(
     assert opened_again == []
     assert writer.flush(SOON)  # which does not wait for the next fork
     assert opened_again != []
+
+
+def test_what_another_process_spools_is_written_with_the_next_heartbeat(
+    make: Callable[..., Writer], path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by one in which nothing happens: the parent of a pool, whose children come and go."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    writer = make(heartbeat_interval=0.01)
+    writer.put(Live(run_record("mine")))
+    assert writer.flush(SOON)
+    for number in range(3):
+        Spool(f"sqlite:///{path}", 10**6).keep([ended_run(f"theirs {number}")])
+        wait_for(lambda number=number: f"theirs {number}" in ids(path))  # type: ignore[misc]
+
+
+def test_what_a_process_was_taking_up_when_it_died_is_written_when_its_claim_has_lapsed(
+    make: Callable[..., Writer], path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(spool, "CLAIM_SECONDS", 0.2)
+    monkeypatch.setattr(chores, "CLAIM_SECONDS", 0.2)
+    left = Spool(f"sqlite:///{path}", 10**6)
+    left.keep([ended_run("theirs")])
+    with contextlib.closing(sqlite3.connect(left.path)) as connection, connection:
+        connection.execute("UPDATE records SET claim = 'of a dead one', claimed_at = ?", (time.time(),))
+    past = time.time() - 60
+    os.utime(left.path, (past, past))
+    writer = make(heartbeat_interval=0.01)
+    writer.put(Live(run_record("mine")))
+    assert writer.flush(SOON)
+    wait_for(lambda: ids(path) == ["mine", "theirs"])
 
 
 def test_a_fork_waits_for_imports_until_all_are_done_also_where_the_first_opening_failed(

@@ -12,7 +12,8 @@ def open_for_reading(url: str) -> Engine:
     """An engine that only reads. Close it with ``dispose()``.
 
     Raises `NoDatabase` where there is none or it has none of our tables, `migrations.SchemaTooNew`,
-    `migrations.SchemaTooOld`, `database.BadDatabaseURL`, `database.MissingDriver`, and what the database raises.
+    `migrations.SchemaTooOld`, `migrations.SchemaDamaged`, `database.BadDatabaseURL`, `database.MissingDriver`, and what
+    the database raises.
     """
     path = database.sqlite_path(database.parse(url))
     if path is not None and not path.exists():
@@ -29,13 +30,10 @@ def open_for_reading(url: str) -> Engine:
 
 
 def check(engine: Engine) -> None:
-    """Raises where the database has none of our tables, or tables of another version."""
-    found = migrations.current(engine)
-    if found is None:
-        sqlite = engine.dialect.name == "sqlite"
-        where = str(engine.url.database) if sqlite else engine.url.render_as_string(hide_password=True)
+    """Raises where the database has none of our tables, tables of another version, or not all of them."""
+    examined = migrations.examine(engine)
+    if examined.state is migrations.State.EMPTY:
+        where = database.redacted(engine.url.render_as_string(hide_password=False))
         raise NoDatabase(f"The database {where} has no debug tables: is it the one that the application writes to?")
-    if migrations.is_newer(found):
-        raise migrations.SchemaTooNew(found)
-    if found != migrations.HEAD:
-        raise migrations.SchemaTooOld(found)
+    if examined.problem is not None:
+        raise examined.problem
