@@ -176,8 +176,11 @@ def _deletion(what: _What) -> Deletion:
 
 
 def _perform(deletion: Deletion, url: str) -> Deleted:
-    # What this process has recorded already is written first. Else it would come after its deletion.
+    from otel_chatdebug.tables.deletion import take_up_spooled
+
+    # What is recorded already is written first. Else it would come after its deletion.
     lifecycle.flush(FLUSH_SECONDS)
+    take_up_spooled(url)
     try:
         with beside.reading(url) as engine:
             deletion.find(engine)

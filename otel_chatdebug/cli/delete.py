@@ -27,8 +27,9 @@ def delete(chat_id: str, after_message: str | None, yes: bool, as_json: bool) ->
     """
     url = settings().database_url
     with open_database(url) as engine:
-        from otel_chatdebug.tables.deletion import Deletion
+        from otel_chatdebug.tables.deletion import Deletion, take_up_spooled
 
+        take_up_spooled(url)
         what = Deletion(chat_id, message_id=after_message)
         what.find(engine)
         found = what.count(engine)

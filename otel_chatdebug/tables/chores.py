@@ -296,11 +296,15 @@ class TakingUp:
         if time.monotonic() < self.due and not self._spool.has_changed():
             return
         self.due = float("-inf")  # where it raises it is tried again once the database is back
+        if not self.next(engine):
+            self.due = time.monotonic() + (CLAIM_SECONDS if self._spool.elsewhere else TAKE_UP_SECONDS)
+
+    def next(self, engine: Engine) -> bool:
+        """Writes a chunk, and raises likewise. True where there may be more."""
 
         def write(records: list[Record]) -> None:
             self._batch.leftovers()
             self._batch.add(records)
             self._batch.write(engine)
 
-        if not self._spool.take_up(write):
-            self.due = time.monotonic() + (CLAIM_SECONDS if self._spool.elsewhere else TAKE_UP_SECONDS)
+        return self._spool.take_up(write)

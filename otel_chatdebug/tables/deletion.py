@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
@@ -10,10 +11,14 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import Connection, Engine, Table, and_, delete, func, select
 
 from otel_chatdebug.records import Source
-from otel_chatdebug.tables import database, schema
+from otel_chatdebug.tables import beside, database, schema
+from otel_chatdebug.tables.chores import TakingUp
 from otel_chatdebug.tables.counts import Deleted
 from otel_chatdebug.tables.database import Fault
 from otel_chatdebug.tables.messages import After
+from otel_chatdebug.tables.spool import Spool
+
+logger = logging.getLogger("otel_chatdebug")
 
 IDS_PER_TRANSACTION = 200
 """Runs (or steps) that one transaction removes with all that belongs to them; others wait for the lock meanwhile."""
@@ -107,6 +112,24 @@ class Deletion:
         runs = sorted({self.steps[id] for id in ids})
         connection.execute(delete(contents).where(and_(contents.c.run_id.in_(runs), contents.c.step_id.in_(ids))))
         return Deleted(steps=removed[0], attempts=removed[1])
+
+
+def take_up_spooled(url: str) -> None:
+    """Writes what is spooled on this machine for the database, so that a deletion finds it. It would come back later
+    else, when some process takes it up. What cannot be written stays spooled; raises nothing.
+    """
+    spool = Spool(url)
+    try:
+        if not spool.kept().records:
+            return
+        taking_up = TakingUp(spool)
+        with beside.reading(url):
+            pass  # the database is there, and has our tables
+        with beside.opened(url) as engine:
+            while taking_up.next(engine):
+                pass
+    except Exception:
+        logger.debug("otel_chatdebug: what is spooled could not be written before a deletion", exc_info=True)
 
 
 def remove_runs(connection: Connection, ids: Collection[str]) -> Deleted:

@@ -30,7 +30,7 @@ from otel_chatdebug.records import AttemptContent, AttemptRecord, Record, RunRec
 from otel_chatdebug.settings import state_folder
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import database
-from otel_chatdebug.tables.backlog import Worth, worth_of
+from otel_chatdebug.tables.backlog import MAX_QUEUE_SIZE, Worth, worth_of
 from otel_chatdebug.tables.database import Fault
 
 logger = logging.getLogger("otel_chatdebug")
@@ -93,7 +93,7 @@ class Kept(NamedTuple):
 class Spool:
     """The records of one database in the file. Nothing is open between two calls, each of which one thread makes."""
 
-    def __init__(self, url: str, max_size: int) -> None:
+    def __init__(self, url: str, max_size: int = MAX_QUEUE_SIZE) -> None:
         self.path = state_folder() / FILE
         self._url = url
         self._max_size = max_size

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from otel_chatdebug import words
 from otel_chatdebug.tables import database, queries
 from otel_chatdebug.tables.counts import Deleted
-from otel_chatdebug.tables.deletion import Deletion, count_runs, in_turn, remove_runs
+from otel_chatdebug.tables.deletion import Deletion, count_runs, in_turn, remove_runs, take_up_spooled
 from otel_chatdebug.viewer import auth, threads
 from otel_chatdebug.viewer.rendering import link, page, problem
 
@@ -53,6 +53,7 @@ def _ask(request: Request, run: str | None, chat: str | None) -> Response:
             count = count_runs(connection, [run])
         back = link(request, "runs", run)
     else:
+        take_up_spooled(request.app.state.settings.database_url)
         deletion = Deletion(chat or "")
         deletion.find(engine)
         count = deletion.count(engine)
@@ -81,6 +82,7 @@ def _perform(request: Request, run: str | None, chat: str | None) -> Response:
             back = link(request, "", chat=of)
             in_turn(engine, remove_runs, [run])
         else:
+            take_up_spooled(state.settings.database_url)
             deletion = Deletion(chat or "")
             deletion.find(engine)
             deletion.apply(engine)

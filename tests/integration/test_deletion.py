@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import Engine, select
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug import Deleted, editing, lifecycle, repeating, scopes
+from otel_chatdebug.cli import main
 from otel_chatdebug.demo.provider import Behaviour, Provider
 from otel_chatdebug.records import AttemptRank, Record
 from otel_chatdebug.status import Status
 from otel_chatdebug.tables import database, deletion, merge, migrations, schema
 from otel_chatdebug.tables.chores import Beat, Heart
 from otel_chatdebug.tables.deletion import Deletion
+from otel_chatdebug.tables.spool import Spool
 from tests.support.apps import run, started, until
 from tests.support.postgres import Postgres
 from tests.support.recording import Model
@@ -88,6 +93,35 @@ def test_a_chat_goes_with_all_that_belongs_to_it(engine: Engine, database_url: s
     assert chatdebug.delete_chat("c", database_url=database_url) == Deleted(runs=2, steps=2, attempts=2)
     assert left(engine) == ["3"]
     assert chatdebug.delete_chat("c", database_url=database_url) == (0, 0, 0)
+
+
+def test_what_is_spooled_on_this_machine_goes_with_it(
+    engine: Engine, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come back later else, when some process takes it up. What it is not about is written."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    write(engine, *turn("1"))
+
+    def spool(*ids: str, chat_id: str = "c", **more: Any) -> None:
+        over: dict[str, Any] = {"status": Status.COMPLETED, "rank": 3, "finished_at": NOW}
+        for id in ids:
+            states, contents = turn(id, chat_id, **more)[:3], turn(id, chat_id, **more)[3:]
+            Spool(database_url).keep([*(replace(record, **over) for record in states), *contents])
+
+    spool("old", at=NOW - 1)
+    spool("new")
+    spool("of another", chat_id="other")
+    assert chatdebug.delete_chat("c", started_before=moment(NOW), database_url=database_url) == (1, 1, 1)
+    assert left(engine) == ["1", "new", "of another"]
+    spool("17", trigger="17")
+    spool("18", trigger="18")
+    assert chatdebug.delete_after_message("c", 17, database_url=database_url).runs == 1
+    assert left(engine) == ["1", "17", "new", "of another"]
+    spool("19")
+    result = CliRunner().invoke(main, ["delete", "--chat", "c", "--yes", "--json", "--database-url", database_url])
+    assert json.loads(result.stdout)["runs"] == 4
+    assert left(engine) == ["of another"]
+    assert Spool(database_url).kept().records == 0
 
 
 def test_only_what_started_before_goes(engine: Engine, database_url: str) -> None:
