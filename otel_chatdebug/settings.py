@@ -1,8 +1,8 @@
 """Every setting: its environment variable, its default, what it means. There is no other place that reads one.
 
 ``Settings.load()`` reads the environment once (at ``configure()``, at instrumentation, at the start of the CLI). A bad
-value gives one clear warning that names the variable, the value and what is allowed, and the default is used. Keyword
-arguments of ``configure()`` go over the environment.
+value gives one clear warning that names the variable, the value and what is allowed, and the default is used; for who
+is recorded, which is a matter of privacy, nobody is. Keyword arguments of ``configure()`` go over the environment.
 """
 
 from __future__ import annotations
@@ -132,13 +132,25 @@ def _text(text: str) -> str:
     return text
 
 
-def _setting(variable: str, default: Any, parse: Callable[[str], Any], meaning: str, shown: str | None = None) -> Any:
-    """A dataclass field with what the README's table and `Settings.load` need in its metadata."""
-    return field(
-        default=default,
-        repr=not variable.endswith("_TOKEN"),
-        metadata={"variable": variable, "parse": parse, "meaning": meaning, "shown": shown or f"`{default}`"},
-    )
+def _setting(
+    variable: str,
+    default: Any,
+    parse: Callable[[str], Any],
+    meaning: str,
+    shown: str | None = None,
+    *,
+    if_bad: Any = None,
+) -> Any:
+    """A dataclass field with what the README's table and `Settings.load` need in its metadata.
+
+    ``if_bad`` is used in place of a bad value; None: the default.
+    """
+    metadata = {"variable": variable, "parse": parse, "meaning": meaning, "shown": shown or f"`{default}`"}
+    return field(default=default, repr=not variable.endswith("_TOKEN"), metadata=metadata | {"if_bad": if_bad})
+
+
+_told: set[tuple[str, str]] = set()
+"""Bad values, with their variables, that there was a warning of: the environment is read by each instrumentation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +170,7 @@ class Settings:
         _choice(ALWAYS, OPT_IN, NEVER),
         "Who is recorded: everybody; with `opt_in` only the runs of users who want it (`otel-chatdebug settings`); "
         "nobody: `run` and `step` then cost next to nothing.",
+        if_bad=NEVER,  # whoever misspells this one may have meant to record nobody
     )
     stale_after: float = _setting(
         "OTEL_CHATDEBUG_STALE_AFTER",
@@ -333,16 +346,15 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](text)
             except BadValue as allowed:
-                logger.warning(
-                    "%s=%r is not valid (it takes %s); using the default, %s",
-                    variable,
-                    text,
-                    allowed,
-                    str(item.metadata["shown"]).strip("`"),
-                )
+                instead = item.metadata["if_bad"]
+                used = f"the default, {str(item.metadata['shown']).strip('`')}" if instead is None else str(instead)
+                if (variable, text) not in _told:
+                    _told.add((variable, text))
+                    logger.warning("%s=%r is not valid (it takes %s); using %s", variable, text, allowed, used)
+                if instead is not None:
+                    values[item.name] = instead
         values.update({name: value for name, value in overrides.items() if value is not None})
         if values.get("enabled", ALWAYS) not in (ALWAYS, OPT_IN, NEVER):
-            # Not a warning and "always": whoever misspells this one may have meant to record nobody.
             raise ValueError(f"enabled is one of {ALWAYS}, {OPT_IN}, {NEVER}, not {values['enabled']!r}")
         settings = cls(**values)
         if not settings.database_url:
