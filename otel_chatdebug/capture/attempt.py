@@ -3,19 +3,16 @@
 Three parties touch an attempt. The thread or task that *reads* the body tells it each chunk (`Attempt.chunk`, which
 counts, keeps a reference and looks for nothing). Whoever sees how the body ends *emits* an event. The thread that has
 the inbox's turn *folds* events by the table in `otel_chatdebug.capture.states`. What is costly (decoding, looking into
-events, parsing) happens in `digest`, for many chunks at a time; redaction happens in the writer's thread.
+events) happens in `digest`, for many chunks at a time: see `otel_chatdebug.capture.received`. Redaction happens in the
+writer's thread.
 """
 
 from __future__ import annotations
 
-import json
-import threading
 from array import array
-from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
-from threading import get_ident
 from time import time_ns
 from typing import Any
 
@@ -24,7 +21,8 @@ from opentelemetry.trace import Span
 from otel_chatdebug import attributes
 from otel_chatdebug.capture import failures
 from otel_chatdebug.capture.content import Content
-from otel_chatdebug.capture.kept import KEPT_BODY, KEPT_HEAD, Kept
+from otel_chatdebug.capture.kept import Kept
+from otel_chatdebug.capture.received import Received
 from otel_chatdebug.capture.states import (
     INCOMPLETE_BODY,
     INCOMPLETE_STREAM,
@@ -44,20 +42,11 @@ from otel_chatdebug.pipeline.recorder import LIVE_SIZE
 from otel_chatdebug.pipeline.whereabouts import here
 from otel_chatdebug.records import AttemptRank, AttemptRecord, Record
 from otel_chatdebug.status import Status
-from otel_chatdebug.wire import encoding, registry
+from otel_chatdebug.wire import registry
 from otel_chatdebug.wire.types import Facts
 
 DIGEST_SIZE = 64 * 1024
 """Bytes of chunks that are kept undigested at most: what a digest works on at a time."""
-
-DECODE_SIZE = 2 * 1024
-"""Bytes of a coded body that are decoded at a time: gzip gives a thousand times as much at most."""
-
-DECODED_LIMIT = 16 * 1024 * 1024
-"""Bytes that a coded body is decoded to at most: a bomb costs no more than the longest real answers do."""
-
-FIRST_BYTES = 64
-"""Bytes at the start of a body that may show that it is a stream, whatever its content type says."""
 
 _BODILESS_METHODS = frozenset({"HEAD"})
 _BODILESS_STATUS = frozenset({204, 304})
@@ -78,18 +67,12 @@ class Attempt:
         "__weakref__",
         "_content",
         "_content_length",
-        "_decoder",
         "_digest_at",
-        "_digester",
-        "_digesting",
         "_error_body",
-        "_kept",
-        "_may_be_framed",
         "_raised",
         "_updated_us",
         "begun",
         "bytes_received",
-        "decoded",
         "end_of_body_ns",
         "end_reason",
         "error",
@@ -112,7 +95,7 @@ class Attempt:
         "pending",
         "queued",
         "rank",
-        "reader",
+        "received",
         "recorder",
         "request",
         "response_headers",
@@ -179,7 +162,6 @@ class Attempt:
         self.end_reason: str | None = None
         self.error: Any = None
         self.facts = Facts()
-        self.reader: registry.StreamReader | None = None
         self.final = False
         self.queued = False
         self.retries = retries
@@ -195,20 +177,14 @@ class Attempt:
         self.moved = False
         """Chunks came since the last beat."""
         self.bytes_received = 0
-        self.pending: deque[bytes] = deque()
+        self.received = Received(format, streamed=requested_stream)
+        self.pending = self.received.pending
+        """Its chunks that nobody has looked into yet: at hand here, for each chunk passes by."""
         self.watch: object = None
         self.where = here()
         """Where it is sent; once its body is read, where that is done."""
         self._digest_at = DIGEST_SIZE
-        self._digesting = threading.Lock()
-        self._digester = 0
-        """The thread that digests, 0 when none does."""
-        self._kept = Kept()
-        self._decoder: encoding.Decoder | None = None
-        self.decoded = True
         self._content_length: int | None = None
-        self._may_be_framed = requested_stream
-        """Its first bytes may still show that it is a stream after all."""
         self._raised: dict[str, Any] | None = None
         self._error_body: Any = None
         self._updated_us = 0
@@ -223,23 +199,17 @@ class Attempt:
         length = headers.get("content-length")
         if length is not None and length.isascii() and length.isdigit():
             self._content_length = int(length)
+        self.received.expect(headers.get("content-type"))
         if response.is_closed:  # ready content (MockTransport): the body is there at once
             self._take_ready(response)
             return
         coding = headers.get("content-encoding")
         if coding:
-            self._decoder = encoding.decoder(coding, limit=DECODED_LIMIT)
-            self.decoded = self._decoder is not None
+            self.received.decode(coding)
         self._emit_headers()
 
     def _emit_headers(self) -> None:
-        framing = registry.framing(self.response_headers.get("content-type"))
-        if framing is not None:
-            # Made before the first chunk can come: whoever digests that one must find it.
-            self.reader = registry.StreamReader(self.format, framing)
-            self.emit(Event.STREAM_HEADERS)
-        else:
-            self.emit(Event.BODY_HEADERS)
+        self.emit(Event.BODY_HEADERS if self.reader is None else Event.STREAM_HEADERS)
 
     def _take_ready(self, response: Any) -> None:
         self._emit_headers()
@@ -318,65 +288,16 @@ class Attempt:
             except Exception:  # nobody could catch it
                 self.recorder.inbox.fault("telling COLLECTED")
 
-    # -- digesting: by the reading thread, the beat or the thread that folds; one at a time
-
     def digest(self, *, wait: bool) -> None:
-        """Looks into the chunks that have come. Without ``wait`` not at all when another thread is at it."""
-        me = get_ident()
-        if self._digester == me:  # a signal handler (that shuts down, say) or a finalizer, in the middle of it
-            return
-        if not self._digesting.acquire(blocking=wait):
-            return
-        self._digester = me
+        """Looks into the chunks that have come. Without ``wait`` not at all when another thread is at it.
+
+        Called by the reading thread, the beat or the thread that folds.
+        """
         try:
-            self._digest_at = self.bytes_received + DIGEST_SIZE
-            pending = self.pending
-            if not pending:
-                return
-            parts = []
-            while pending:
-                parts.append(pending.popleft())
-            data = parts[0] if len(parts) == 1 else b"".join(parts)
-            decoder = self._decoder
-            if decoder is not None:
-                for start in range(0, len(data), DECODE_SIZE):
-                    self._look_into(decoder.decode(data[start : start + DECODE_SIZE]))
-            elif self.decoded:
-                self._look_into(data)
+            if self.received.digest(wait=wait, unwanted=self.step.permit.allowed is False):
+                self._digest_at = self.bytes_received + DIGEST_SIZE
         except Exception:
             self.recorder.inbox.fault("Attempt.digest")
-        finally:
-            self._digester = 0
-            self._digesting.release()
-
-    def _look_into(self, data: bytes) -> None:
-        if self.reader is None and self._may_be_framed:
-            self._look_for_frames(data)
-        kept = self._kept
-        kept.add(data, self._most_kept)
-        if self.reader is None and kept.size >= KEPT_BODY and not kept.is_whole:
-            kept.shrink()  # as JSON it could only be read whole
-        if self.reader is not None:
-            self.reader.feed(data)
-
-    @property
-    def _most_kept(self) -> int:
-        """How much of its body is looked at later."""
-        if self.reader is not None and self.step.permit.allowed is False:
-            return 0  # its content is not written
-        if self.reader is not None or self._may_be_framed or self.holds_json:
-            return KEPT_BODY
-        return KEPT_HEAD if self.response_headers.get("content-type") else KEPT_BODY  # it may be JSON
-
-    def _look_for_frames(self, data: bytes) -> None:
-        """A body may show by its first bytes that it is framed, whatever its content type says."""
-        before = self._kept.whole()
-        first = before + data[:FIRST_BYTES]
-        framing = registry.framing_by_start(self.format, first)
-        if framing is not None:
-            self.reader = registry.StreamReader(self.format, framing)
-            self.reader.feed(before)
-        self._may_be_framed = self.reader is None and len(first) < FIRST_BYTES
 
     # -- folding: called by the thread that has the turn
 
@@ -386,7 +307,7 @@ class Attempt:
         if state is State.FINAL:
             return
         if state is not State.WAITING:
-            if self.pending or self._digesting.locked():
+            if self.received.undigested:
                 self.digest(wait=True)
             if self.reader is not None and state in _UNFRAMED:
                 state = MOVES[state, Event.FRAMED].to
@@ -394,9 +315,7 @@ class Attempt:
         self.state = move.to
         if event is Event.END_OF_BODY and self.end_of_body_ns is None:
             self.end_of_body_ns = at
-            if self.reader is not None:
-                with self._digesting:
-                    self.reader.finish()
+            self.received.finish()
         if payload is not None and move.ending is not None:
             self._raised = payload
         if move.ending is not None:
@@ -483,9 +402,9 @@ class Attempt:
 
     def _read_body(self) -> None:
         """Facts of a body that is not framed: usage, model, finish reason, or an error."""
-        if not self.holds_json:
+        if not self.received.holds_json:
             return
-        body = self._json()
+        body = self.received.json()
         if body is not None:
             try:
                 self.format.read_json(self.facts, body)
@@ -496,20 +415,6 @@ class Attempt:
             if self.facts.error is None:
                 self.facts.error = registry.error_from_body(body)
 
-    @property
-    def holds_json(self) -> bool:
-        """The response says that it is JSON."""
-        content_type = "" if self.response_headers is None else self.response_headers.get("content-type") or ""
-        return "json" in content_type.lower()
-
-    def _json(self) -> Any:
-        if not self._kept.total or not self._kept.is_whole:
-            return None
-        try:
-            return json.loads(self._kept.whole())
-        except (ValueError, RecursionError):
-            return None
-
     def _is_whole(self) -> bool:
         status = self.response_status
         if status is None:
@@ -518,21 +423,16 @@ class Attempt:
             return True
         if self.reader is not None:
             # Where it cannot be looked into, nobody knows of a terminal event: its end is the end.
-            ends_by_itself = self.reader.may_have_ended or not self._legible
+            ends_by_itself = self.reader.may_have_ended or not self.received.legible
             return self.facts.terminal or (self.end_of_body_ns is not None and ends_by_itself)
         if self._content_length is not None:
             return self.bytes_received >= self._content_length
         if self.end_of_body_ns is None:
             return False
-        if not self.holds_json or not self._legible or not self._kept.is_whole:
+        received = self.received
+        if not received.holds_json or not received.legible or not received.kept.is_whole:
             return True  # nothing says how long it should be: its end is the end
-        return self._json() is not None
-
-    @property
-    def _legible(self) -> bool:
-        """The body's content coding could be undone, all of it."""
-        decoder = self._decoder
-        return self.decoded and not (decoder is not None and (decoder.failed or decoder.exhausted))
+        return received.is_json
 
     def _span_attributes(self) -> dict[str, Any]:
         gap = None if self.reader is None else self.longest_gap_ns / 1e9
@@ -586,8 +486,13 @@ class Attempt:
         return f"{self.method} {self.path}"
 
     @property
+    def reader(self) -> registry.StreamReader | None:
+        """Of a body that comes in events."""
+        return self.received.reader
+
+    @property
     def events(self) -> int:
-        return 0 if self.reader is None else self.reader.events
+        return self.received.events
 
     def beat(self) -> bool:
         """Looks at what has come since the last beat; True when that is worth a row. Called by the writer's thread."""
@@ -633,12 +538,12 @@ class Attempt:
     @property
     def size(self) -> int:
         """Bytes of memory, near enough."""
-        return LIVE_SIZE + self._kept.size + self._content.size(self.request)
+        return LIVE_SIZE + self.received.kept.size + self._content.size(self.request)
 
     def strip(self) -> None:
         """Lets go of headers and bodies, for good. Any thread; called once it is final."""
         self._content.strip()
-        self._kept = Kept()
+        self.received.kept = Kept()
         self.request = None
 
     def records(self) -> Sequence[Record]:
@@ -657,7 +562,7 @@ class Attempt:
 
     def kept(self) -> Kept:
         """The beginning of the decoded body so far. Does not wait for who digests."""
-        return self._kept.copy()
+        return self.received.kept.copy()
 
     def messages(self) -> tuple[Any, Any]:
         """The normalised request and response, redacted, once it is final. Takes long; not while folding."""

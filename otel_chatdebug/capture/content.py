@@ -142,7 +142,7 @@ class Content:
 def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None, Any]:
     redactor = attempt.recorder.redactor
     if not kept.total:
-        if attempt.bytes_received and not attempt.decoded:
+        if attempt.bytes_received and not attempt.received.decoded:
             coding = attempt.response_headers.get("content-encoding")
             return f"[{attempt.bytes_received} bytes that cannot be decoded: {coding}]", None
         return None, None
@@ -167,7 +167,7 @@ def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None,
             total=kept.total - len(head) + len(lines),
         )
         return body, redacted
-    parsed = _load(kept.whole()) if attempt.holds_json and kept.is_whole else None
+    parsed = _load(kept.whole()) if attempt.received.holds_json and kept.is_whole else None
     if parsed is None:
         content_type = attempt.response_headers.get("content-type")
         data = kept.whole() if kept.is_whole else kept.head(KEPT_HEAD)

@@ -1279,7 +1279,7 @@ def test_a_collection_in_the_middle_of_any_locked_section_deadlocks_nobody() -> 
 
         def with_lock(self: Attempt, *args: Any, **kwargs: Any) -> None:
             init(self, *args, **kwargs)
-            self._digesting = lock()
+            self.received._digesting = lock()
 
         monkeypatch.setattr(Attempt, "__init__", with_lock)
         count = 12

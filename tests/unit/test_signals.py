@@ -13,20 +13,20 @@ SHUT_DOWN_WHILE_DIGESTING: Final = """
 import os, signal, sys
 
 from otel_chatdebug import lifecycle
-from otel_chatdebug.capture import attempt as attempts
+from otel_chatdebug.capture import attempt as attempts, received
 from tests.support.recording import Model, recording
 
 def stop(*_):
     print("shut down:", lifecycle.disarm(), flush=True)
     sys.exit(7)
 
-def look_into(self, data):
+def look_into(self, data, unwanted):
     if signal.getsignal(signal.SIGTERM) is not stop:
         signal.signal(signal.SIGTERM, stop)
         os.kill(os.getpid(), signal.SIGTERM)
-    return original(self, data)
+    return original(self, data, unwanted)
 
-original, attempts.Attempt._look_into = attempts.Attempt._look_into, look_into
+original, received.Received._look_into = received.Received._look_into, look_into
 attempts.DIGEST_SIZE = 1  # so each chunk is digested by whoever reads it
 with recording() as recorded:
     response = Model().open()
