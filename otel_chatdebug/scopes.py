@@ -10,11 +10,9 @@ it still has an id. A handle belongs to the process in which it started: in a fo
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Token
 from time import time_ns
 from types import TracebackType
@@ -25,6 +23,7 @@ from opentelemetry.context import Context, attach, get_current
 
 from otel_chatdebug import storable
 from otel_chatdebug.capture.calls import shared_step
+from otel_chatdebug.decorating import decorated
 from otel_chatdebug.faults import fault
 from otel_chatdebug.pipeline.live import NORMAL_EXIT, Exit, Hold, LiveRun, Said, ScopeEvent
 from otel_chatdebug.pipeline.live_step import LiveStep
@@ -266,7 +265,7 @@ class _Scope(Generic[L]):
 
     def __call__(self, function: F) -> F:
         """Decorates a function, a coroutine, a generator or an async generator: each call is a scope of its own."""
-        return _decorated(self, function)
+        return decorated(function, self._again, lambda: _Resumptions(self))
 
 
 class _Attached:
@@ -295,6 +294,29 @@ class _Attached:
 
     async def __aexit__(self, *_: object) -> None:
         self.__exit__()
+
+
+class _Resumptions:
+    """A scope around a generator: current while the generator runs, and not while it is suspended."""
+
+    def __init__(self, scope: _Scope[Any]) -> None:
+        self._scope = scope._again()
+        self._scope._start()
+        self._scope._scoped = True
+
+    def __enter__(self) -> None:
+        self._attached = self._scope.attach()
+        self._attached.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._attached.__exit__()
+
+    def left(self, exc: BaseException | None) -> None:
+        """The generator has ended."""
+        scope = self._scope
+        if scope._context is not None:
+            scope._enter()
+            scope._exit(exc)
 
 
 class Run(_Scope[LiveRun]):
@@ -526,111 +548,3 @@ def reuse_step() -> ReuseStep:
     SDK calls, bare calls and ``step()`` inside share one step for each run. It ends when the block is left.
     """
     return ReuseStep()
-
-
-def _decorated(scope: _Scope[Any], function: F) -> F:
-    if inspect.isasyncgenfunction(function):
-        wrapper: Any = _async_generator(scope, function)
-    elif inspect.isgeneratorfunction(function):
-        wrapper = _generator(scope, function)
-    elif inspect.iscoroutinefunction(function):
-
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with scope._again():
-                return await function(*args, **kwargs)
-    else:
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with scope._again():
-                return function(*args, **kwargs)
-
-    return cast("F", functools.wraps(function)(wrapper))
-
-
-class _Resumptions:
-    """A scope around a generator: current while the generator runs, and not while it is suspended."""
-
-    def __init__(self, scope: _Scope[Any]) -> None:
-        self._scope = scope._again()
-        self._scope._start()
-        self._scope._scoped = True
-
-    def __enter__(self) -> None:
-        self._attached = self._scope.attach()
-        self._attached.__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        self._attached.__exit__()
-
-    def left(self, exc: BaseException | None) -> None:
-        """The generator has ended."""
-        scope = self._scope
-        if scope._context is not None:
-            scope._enter()
-            scope._exit(exc)
-
-
-def _generator(scope: _Scope[Any], function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Any]:
-    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        around = _Resumptions(scope)
-        generator = function(*args, **kwargs)
-        resume: Callable[[], Any] = functools.partial(next, generator)
-        while True:
-            try:
-                with around:
-                    item = resume()
-            except StopIteration as stop:
-                around.left(None)
-                return stop.value
-            except BaseException as exc:
-                around.left(exc)
-                raise
-            try:
-                sent = yield item
-                resume = functools.partial(generator.send, sent)
-            except GeneratorExit as closed:
-                try:
-                    with around:
-                        generator.close()
-                except BaseException as exc:
-                    around.left(exc)
-                    raise
-                around.left(closed)
-                raise
-            except BaseException as thrown:
-                resume = functools.partial(generator.throw, thrown)
-
-    return wrapper
-
-
-def _async_generator(scope: _Scope[Any], function: Callable[..., AsyncGenerator[Any, Any]]) -> Callable[..., Any]:
-    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        around = _Resumptions(scope)
-        generator = function(*args, **kwargs)
-        resume: Callable[[], Any] = generator.__anext__
-        while True:
-            try:
-                with around:
-                    item = await resume()
-            except StopAsyncIteration:
-                around.left(None)
-                return
-            except BaseException as exc:
-                around.left(exc)
-                raise
-            try:
-                sent = yield item
-                resume = functools.partial(generator.asend, sent)
-            except GeneratorExit as closed:
-                try:
-                    with around:
-                        await generator.aclose()
-                except BaseException as exc:
-                    around.left(exc)
-                    raise
-                around.left(closed)
-                raise
-            except BaseException as thrown:
-                resume = functools.partial(generator.athrow, thrown)
-
-    return wrapper
