@@ -29,6 +29,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from otel_chatdebug import attributes
 from otel_chatdebug.capture.attempt import Attempt
+from otel_chatdebug.capture.content import request_content
 from otel_chatdebug.capture.failures import Retries
 from otel_chatdebug.capture.providers import provider_of_host
 from otel_chatdebug.capture.states import Event
@@ -482,8 +483,8 @@ def request_facts(format: registry.Format, body: Mapping[str, Any] | None, reque
     """Model, stream and options of a request, from what the SDK has or from the bytes that are to be sent."""
     if body is not None:
         return format.request_facts(body, path)
-    raw = getattr(request, "_content", None)
-    if not isinstance(raw, bytes) or not raw:
+    raw = request_content(request)
+    if not raw:
         return format.request_facts({}, path)
     if len(raw) > PARSED_REQUEST:
         ends = raw[:SEARCHED_REQUEST] + b" " + raw[-SEARCHED_REQUEST:]

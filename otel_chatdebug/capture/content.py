@@ -104,7 +104,7 @@ class Content:
     @staticmethod
     def size(request: Any) -> int:
         """Bytes of the request's body."""
-        return len(_request_content(request) or b"")
+        return len(request_content(request) or b"")
 
     def messages(self, attempt: Attempt) -> tuple[Any, Any]:
         """The normalised request and response of an attempt that is final, redacted; None where there is none."""
@@ -119,7 +119,7 @@ class Content:
             self._told_request = True
             redactor = attempt.recorder.redactor
             self._request_headers = redactor.headers(_pairs(request.headers))
-            raw = _request_content(request)
+            raw = request_content(request)
             parsed = None if raw is None else _load(raw)
             if raw is not None and parsed is None:
                 self._request_body = redactor.body(raw, request.headers.get("content-type"))
@@ -186,9 +186,11 @@ def _pairs(headers: Any) -> list[tuple[str, str]]:
     return [(name[:HEADER_LIMIT], value[:HEADER_LIMIT]) for name, value in headers.multi_items()[:MOST_HEADERS]]
 
 
-def _request_content(request: Any) -> bytes | None:
+def request_content(request: Any) -> bytes | None:
     """The body of a request, where it is there at once; None for one that is streamed (never consumed by us)."""
     content = getattr(request, "_content", None)
+    if content is None:  # a redirect's next hop has only the stream of the request before
+        content = getattr(getattr(request, "stream", None), "_stream", None)
     return content if isinstance(content, bytes) else None
 
 

@@ -939,13 +939,22 @@ def test_a_compressed_bomb_costs_a_few_mebibytes_and_stops_being_read(recorded: 
 
 
 def test_each_hop_of_a_redirect_is_an_attempt_of_one_step(twin: Twin, recorded: Recording) -> None:
+    class NotReading(twin.library.BaseTransport, twin.library.AsyncBaseTransport):  # type: ignore[misc,name-defined]
+        def __init__(self, answer: Callable[[Any], Any]) -> None:
+            self.handle_request = answer
+
+        async def handle_async_request(self, request: Any) -> Any:
+            return self.handle_request(request)
+
     def respond(request: Any) -> Any:
         if request.url.path == "/v1/chat/completions":
             return twin.library.Response(307, headers={"location": "/elsewhere"}, stream=twin.body())
         return twin.library.Response(200, headers={"content-type": SSE}, stream=twin.body(*EVENTS))
 
     async def main() -> None:
-        await twin.read(await twin.open(twin.client(respond, follow_redirects=True)))
+        client = twin.client(respond, follow_redirects=True)
+        client._transport = NotReading(respond)  # a mock transport reads the request, and so gives it its content
+        await twin.read(await twin.open(client))
 
     twin.run(main)
     first, second = sorted(recorded.attempts, key=lambda attempt: attempt.number)
@@ -954,6 +963,12 @@ def test_each_hop_of_a_redirect_is_an_attempt_of_one_step(twin: Twin, recorded: 
     assert first.step_id == second.step_id == recorded.step.id
     assert recorded.spans[second.id].attributes["http.request.resend_count"] == 1
     assert recorded.step.status == "completed"
+    # What was sent is known of each hop, though the next one has no content but its stream.
+    assert recorded.run.summary["first_message"] == "Hello?"
+    assert recorded.content.normalized_request is not None
+    bodies = [row.request_body for row in recorded.contents if isinstance(row, AttemptContent)]
+    assert len(bodies) == 2
+    assert all(body is not None and "Hello?" in body for body in bodies)
 
 
 def test_each_try_of_an_authentication_is_an_attempt_of_one_step(twin: Twin, recorded: Recording) -> None:
