@@ -21,7 +21,7 @@ from typing import Any, Generic, Self, TypeVar, cast, overload
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, get_current
 
-from otel_chatdebug import storable
+from otel_chatdebug import said, storable
 from otel_chatdebug.capture.calls import shared_step
 from otel_chatdebug.decorating import decorated
 from otel_chatdebug.faults import fault
@@ -152,7 +152,7 @@ class _Scope(Generic[L]):
         status: Status | str | None = None,
         *,
         response: Any = None,
-        usage: dict[str, int] | None = None,
+        usage: Any = None,
         error: BaseException | dict[str, Any] | str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> Outcome:
@@ -160,8 +160,9 @@ class _Scope(Generic[L]):
         error.
 
         ``status`` defaults to ``completed``, or to what ``error`` is classified as; ``in_progress`` is lower than all
-        and ends nothing. ``response`` is kept as the step's response, ``usage`` overrides token counts
-        (``input_tokens``, ...), ``metadata`` is added. Inside of its ``with`` block the scope goes on until the block
+        and ends nothing. ``response`` is kept as the step's response (a dict, text, or an SDK's object), ``usage``
+        overrides token counts (``{"input_tokens": 7, ...}``, or a provider's ``usage``, as a dict or the SDK's object),
+        ``metadata``, a dict, is added. Inside of its ``with`` block the scope goes on until the block
         is left. A status that is none is a ``ValueError``.
 
         Returns an `Outcome`, which is true where it was recorded. Else it says why not: ``ALREADY_FINISHED`` with a
@@ -181,16 +182,17 @@ class _Scope(Generic[L]):
                 said_status = Status.COMPLETED if error is None else Status.ERROR
                 if isinstance(error, BaseException):
                     said_status = recorder.classify(error)
-            said = Said(
+            noted = said.metadata(metadata)
+            word = Said(
                 said_status,
                 error=told or ({"type": "_OTHER", "message": ""} if said_status is Status.ERROR else None),
-                response=response,
-                usage=usage,
-                metadata=None if metadata is None else recorder.redactor.json_value(dict(metadata)),
+                response=said.plain(response),
+                usage=said.usage(usage),
+                metadata=None if noted is None else recorder.redactor.json_value(noted),
                 ends=not self._scoped and said_status is not Status.IN_PROGRESS,
             )
             ignored = said_status.priority < live.status.priority
-            recorder.inbox.emit(live, ScopeEvent.SAID, time_ns(), said)
+            recorder.inbox.emit(live, ScopeEvent.SAID, time_ns(), word)
             recorder.inbox.settle()
         except Exception:
             fault("finish")
@@ -367,8 +369,8 @@ class Step(_Scope[LiveStep]):
 
     def _open(self, recorder: Recorder, context: Context, now: int) -> None:
         given = dict(self._given)
-        if given["metadata"] is not None:
-            given["metadata"] = recorder.redactor.json_value(dict(given["metadata"]))
+        noted = said.metadata(given["metadata"])
+        given["metadata"] = None if noted is None else recorder.redactor.json_value(noted)
         reuse = context.get(REUSE)
         if isinstance(reuse, Reuse):
             self._hold, _ = shared_step(recorder, reuse, context, operation_name=self._operation_name, **given)
