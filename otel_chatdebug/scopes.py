@@ -250,7 +250,8 @@ class _Scope(Generic[L]):
             if live is None:
                 return
             recorder = live.recorder
-            exit_ = NORMAL_EXIT if exc is None else self._classified(recorder, exc)
+            run = live.run if isinstance(live, LiveStep) else live
+            exit_ = _exit_by(exc, recorder, run)
             recorder.inbox.emit(live, ScopeEvent.LEFT, time_ns(), exit_)
             if isinstance(exc, GeneratorExit):  # perhaps the garbage collector is at work
                 recorder.inbox.wake()
@@ -259,15 +260,19 @@ class _Scope(Generic[L]):
         except Exception:
             fault("leaving a scope")
 
-    def _classified(self, recorder: Recorder, exc: BaseException) -> Exit:
-        status = recorder.classify(exc)
-        return Exit(status, recorder.describe(exc) if status is Status.ERROR else None)
-
     # -- the decorator
 
     def __call__(self, function: F) -> F:
         """Decorates a function, a coroutine, a generator or an async generator: each call is a scope of its own."""
         return decorated(function, self._again, lambda: _Resumptions(self))
+
+
+def _exit_by(exc: BaseException | None, recorder: Recorder, run: LiveRun) -> Exit:
+    """How a scope within ``run``, or the run itself, was left."""
+    if exc is None or isinstance(exc, run.completed_on):
+        return NORMAL_EXIT
+    status = recorder.classify(exc)
+    return Exit(status, recorder.describe(exc) if status is Status.ERROR else None)
 
 
 class _Attached:
@@ -341,14 +346,11 @@ class Run(_Scope[LiveRun]):
         first_message = given.pop("first_message", None)
         hold, self._context = start_run(recorder, context, self._kind, now, given)
         self._hold = hold
-        if first_message is not None and isinstance(hold.live, LiveRun):
-            hold.live.first_message = str(first_message)
-        recorder.mark(hold.live)
-
-    def _classified(self, recorder: Recorder, exc: BaseException) -> Exit:
-        if isinstance(exc, self._completed_on):
-            return NORMAL_EXIT
-        return super()._classified(recorder, exc)
+        live = cast("LiveRun", hold.live)
+        live.completed_on = self._completed_on
+        if first_message is not None:
+            live.first_message = str(first_message)
+        recorder.mark(live)
 
 
 class Step(_Scope[LiveStep]):
@@ -416,11 +418,8 @@ class ReuseStep:
                 recorder = hold.live.recorder
                 if recorder.closed:
                     continue
-                exit_ = NORMAL_EXIT
-                if exc is not None:
-                    status = recorder.classify(exc)
-                    exit_ = Exit(status, recorder.describe(exc) if status is Status.ERROR else None)
-                recorder.inbox.emit(hold.live, ScopeEvent.LEFT, time_ns(), exit_)
+                step = cast("LiveStep", hold.live)
+                recorder.inbox.emit(step, ScopeEvent.LEFT, time_ns(), _exit_by(exc, recorder, step.run))
                 if isinstance(exc, GeneratorExit):
                     recorder.inbox.wake()
                 else:
@@ -471,9 +470,10 @@ def run(
 
     ``with run("chat_turn", chat_id="c1"):``, or ``@run("chat_turn")``, or ``@run``. Left by an exception it is an
     error, by a cancellation interrupted, and the exception goes on; left normally it is completed. Exceptions named in
-    ``completed_on`` are control flow: they complete it. Ids may be of any type and are kept as text; one that is longer
-    than 300 characters (`storable.LONGEST_NAME`) as its beginning and a hash, and is found by the whole id all the
-    same. ``first_message`` is shown in lists; by default it is the last user message of the first request.
+    ``completed_on`` are control flow: what they leave, the run or a step of it, is left normally. Ids may be of any
+    type and are kept as text; one that is longer than 300 characters (`storable.LONGEST_NAME`) as its beginning and a
+    hash, and is found by the whole id all the same. ``first_message`` is shown in lists; by default it is the last user
+    message of the first request.
     """
     given = {
         "chat_id": chat_id,

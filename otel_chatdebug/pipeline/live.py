@@ -190,9 +190,9 @@ class LiveRun:
 
     __slots__ = (
         "__weakref__", "_auto", "_endpoint", "_exit", "_highest_number", "_last_outcome", "_left_ns", "_metadata",
-        "_model", "_provider", "_said", "_scope_open", "_steps", "_totals", "_updated_us", "chat_id", "error", "final",
-        "finished_ns", "first_message", "given", "id", "kind", "numbers", "permit", "queued", "recorder", "span",
-        "span_context", "span_id", "started_ns", "status", "trace_id", "watch", "where",
+        "_model", "_provider", "_said", "_scope_open", "_steps", "_totals", "_updated_us", "chat_id", "completed_on",
+        "error", "final", "finished_ns", "first_message", "given", "id", "kind", "numbers", "permit", "queued",
+        "recorder", "span", "span_context", "span_id", "started_ns", "status", "trace_id", "watch", "where",
     )  # fmt: skip
 
     def __init__(
@@ -222,6 +222,8 @@ class LiveRun:
         self.chat_id: str | None = given.get("chat_id")
         self.permit = recorder.permit(self.chat_id, given.get("owner_id"))
         self.first_message: str | None = None
+        self.completed_on: tuple[type[BaseException], ...] = ()
+        """Exceptions that are the application's control flow: whatever they leave is left normally."""
         self.status = Status.IN_PROGRESS
         self.error: Any = None
         self.watch: object = None

@@ -498,6 +498,19 @@ def test_an_exception_that_is_named_control_flow_completes_the_run_and_goes_on(n
     assert record.get(failed.id).status is Status.ERROR
 
 
+@pytest.mark.parametrize("scope", [chatdebug.step, chatdebug.reuse_step])
+def test_control_flow_of_a_run_is_no_error_of_its_steps(scope: Callable[[], Any], record: Recording) -> None:
+    with suppress(Pause), chatdebug.run(completed_on=Pause), scope():
+        Model().call()
+        raise Pause
+    assert record.step.status is Status.COMPLETED
+    assert record.run.summary["has_error"] is False
+    with suppress(Pause), chatdebug.run(completed_on=Pause), chatdebug.run(), scope():
+        Model().call()
+        raise Pause  # of the outer run, not of this one
+    assert record.steps[-1].status is Status.ERROR
+
+
 def test_control_flow_of_a_decorated_generator_completes_its_run(record: Recording) -> None:
     @chatdebug.run(completed_on=Pause)
     def produce() -> Iterator[int]:
