@@ -132,6 +132,13 @@ SECOND: list[Record] = [
 ]
 
 
+def load() -> None:
+    """Imports and compiles here what each child would have to."""
+    engine = database.open_engine("sqlite://")
+    migrations.upgrade(engine)
+    engine.dispose()
+
+
 def in_a_fork(function: Callable[[str, int], None], url: str, number: int) -> bool:
     """Whether it was killed before it came to its end."""
     child = os.fork()
@@ -155,6 +162,7 @@ def test_a_kill_in_the_middle_of_a_migration_leaves_nothing_that_the_next_start_
     database_url: str, engine: Engine
 ) -> None:
     """Before each statement of it in turn: the next process goes on from what is there, until one comes to the end."""
+    load()
     number = 0
     while in_a_fork(upgrade_and_die, database_url, number):
         number += 1

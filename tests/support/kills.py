@@ -39,10 +39,10 @@ KILLED_EARLY = 0.2
 LONGEST_START = 0.5
 """Seconds after the fork within which these are killed."""
 
-AT_ONCE = 5
+AT_ONCE = 10
 """Children."""
 
-PAUSE = 0.03
+PAUSE = 0.06
 """Seconds between two calls of a child."""
 
 
