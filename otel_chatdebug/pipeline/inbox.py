@@ -54,7 +54,9 @@ class Inbox:
         self._background = background
         self._events: SimpleQueue[tuple[Target, Enum, int, Any]] = SimpleQueue()
         self._deferred: deque[Callable[[], None]] = deque()
-        self._turn = threading.Lock()
+        # It knows its owner: a thread that is interrupted (KeyboardInterrupt) just after it got the turn does not know
+        # that it has it, and gives it back all the same. Between the interrupt and that there is no call.
+        self._turn = threading.RLock()
         self._owner = 0
         self._wake: SimpleQueue[bool] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -91,17 +93,21 @@ class Inbox:
         not be called by a finalizer: it performs what was deferred, and that is user code.
         """
         me = get_ident()
-        while not self._events.empty() or self._deferred or (wait and self._turn.locked()):
+        while not self._events.empty() or self._deferred or (wait and self._owner):
             if self._owner == me or me in self._performing:  # called back by what we fold or perform
                 return
-            if not self._turn.acquire(blocking=wait, timeout=ANSWER_TIMEOUT if wait else -1):
-                return
-            self._owner = me
             try:
+                if not self._turn.acquire(blocking=wait, timeout=ANSWER_TIMEOUT if wait else -1):
+                    return
+                self._owner = me
                 self._fold()
             finally:
-                self._owner = 0
-                self._turn.release()
+                if self._owner == me:
+                    self._owner = 0
+                try:  # noqa: SIM105  # a call more before it
+                    self._turn.release()
+                except RuntimeError:  # another thread has it
+                    pass
             if self._background and self._thread not in (None, threading.current_thread()):
                 self.wake()
                 return
@@ -115,14 +121,20 @@ class Inbox:
         for a thread that is at it.
         """
         me = get_ident()
-        if self._owner == me or not self._turn.acquire(timeout=timeout):
+        if self._owner == me:
             return
-        self._owner = me
         try:
+            if not self._turn.acquire(timeout=timeout):
+                return
+            self._owner = me
             self._fold()
         finally:
-            self._owner = 0
-            self._turn.release()
+            if self._owner == me:
+                self._owner = 0
+            try:  # noqa: SIM105
+                self._turn.release()
+            except RuntimeError:  # another thread has it
+                pass
         if self._deferred or not self._events.empty():
             self.wake()
 
@@ -145,17 +157,19 @@ class Inbox:
         me = get_ident()
         if self._owner == me:
             return read()
-        held = self._turn.acquire(timeout=ANSWER_TIMEOUT)
-        if held:
-            self._owner = me
         try:
+            if self._turn.acquire(timeout=ANSWER_TIMEOUT):
+                self._owner = me
             return read()
         finally:
-            if held:
+            if self._owner == me:
                 self._owner = 0
+            try:  # noqa: SIM105
                 self._turn.release()
-                if not self._events.empty():
-                    self.wake()  # somebody who settled meanwhile did not get the turn, and went on
+            except RuntimeError:  # another thread has it
+                pass
+            if not self._events.empty():
+                self.wake()  # somebody who settled meanwhile did not get the turn, and went on
 
     def _fold(self) -> None:
         get = self._events.get_nowait

@@ -1173,10 +1173,19 @@ def test_a_stream_that_is_read_before_its_headers_are_folded_loses_nothing(recor
     twin = TWINS[0]
     filler = [EVENTS[1]] * (2 * DIGEST_SIZE // len(EVENTS[1]))
     inbox = recorded.recorder.inbox
+    has_it, may_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with inbox._turn:
+            has_it.set()
+            assert may_go.wait(PATIENCE)
+
+    other = threading.Thread(target=hold)
 
     async def main() -> None:
         def respond(request: Any) -> Any:
-            assert inbox._turn.acquire(timeout=PATIENCE)
+            other.start()
+            assert has_it.wait(PATIENCE)
             body = twin.body(*filler, *EVENTS)
             return twin.library.Response(200, headers={"content-type": SSE}, stream=body)
 
@@ -1184,7 +1193,8 @@ def test_a_stream_that_is_read_before_its_headers_are_folded_loses_nothing(recor
             # Not asked for as a stream: its type alone says that it is one.
             await twin.read(await twin.open(twin.client(respond), stream=False))
         finally:
-            inbox._turn.release()
+            may_go.set()
+            other.join()
 
     twin.run(main)
     attempt = check(recorded, "completed", "sse_eof")

@@ -53,6 +53,36 @@ def inbox() -> Iterator[Inbox]:
     assert THREAD_NAME not in {thread.name for thread in threading.enumerate()}
 
 
+class Interrupted:
+    """A lock whose owner is interrupted just after it got it, once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._interrupts = 1
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        got = self._lock.acquire(*args, **kwargs)
+        if self._interrupts:
+            self._interrupts = 0
+            raise KeyboardInterrupt
+        return got
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("way", ["settle", "fold", "reading"])
+def test_an_interrupt_just_after_the_turn_was_got_gives_it_back(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox, target = Inbox(), Target()
+    monkeypatch.setattr(inbox, "_turn", Interrupted())
+    inbox.emit(target, Happened.THIS, 1, "told")
+    with pytest.raises(KeyboardInterrupt):
+        inbox.reading(lambda: None) if way == "reading" else getattr(inbox, way)()
+    other = in_thread(inbox.settle)
+    other.join(PATIENCE)
+    assert target.told == ["told"]
+
+
 def in_thread(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work)
     thread.start()
