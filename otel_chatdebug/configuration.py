@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -28,6 +30,8 @@ LIBRARIES = ("httpx", "httpx2")
 
 _instrumented: list[BaseInstrumentor] = []
 """What `configure` has switched on, for `shutdown` to switch off."""
+_one_at_a_time = threading.RLock()
+"""Held by whoever configures or shuts down: two threads at once would each undo a part of what the other does."""
 _made: weakref.WeakSet[SDKTracerProvider] = weakref.WeakSet()
 """The tracer providers that `configure` has made."""
 
@@ -66,53 +70,55 @@ def configure(
     ``http_spans`` also switches the stock httpx instrumentation on, for all
     requests that are no model calls; it imports httpx and httpx2, so alias them first.
 
-    Can be repeated: what was in force is shut down first. Raises nothing but ``TypeError`` and ``ValueError`` for wrong
+    Can be repeated: what was in force is shut down first. Of several threads at once, each waits for the one before it,
+    and what the last one says is in force. Raises nothing but ``TypeError`` and ``ValueError`` for wrong
     arguments: a bad database URL is one logged sentence, and the application goes on without tables.
     """
     ask = None if is_enabled is None else checked(is_enabled)
-    shutdown()
-    settings = Settings.load(
-        database_url=database_url,
-        enabled=enabled,
-        stale_after=stale_after,
-        allow_headers=allow_headers,
-        allow_query=allow_query,
-        secret_keys=secret_keys,
-    )
-    if not settings.recording:
-        return
-    provider = tracer_provider or trace.get_tracer_provider()
-    if isinstance(provider, trace.ProxyTracerProvider):  # the API's own: nobody has set one
-        resource = Resource.create({"service.name": service_name} if service_name else {})
-        # It stays the global one for good, so it is never shut down; OTLP hangs on our processor, which is.
-        provider = SDKTracerProvider(resource=resource, shutdown_on_exit=False)
-        _made.add(provider)
-        trace.set_tracer_provider(provider)
-    delegate = None
-    if settings.wants_otlp and provider in _made:  # one that was joined has exporters of its own
-        delegate = BatchSpanProcessor(PiecewiseSpanExporter())
-    lifecycle.arm(
-        settings,
-        tracer_provider=tracer_provider,
-        meter_provider=meter_provider,
-        logger_provider=logger_provider,
-        classify=classify_error,
-        is_enabled=ask,
-        redact=redact,
-        delegate=delegate,
-    )
-    lifecycle.warm()
-    if "*" not in settings.disabled_instrumentations:
-        for name, instrumentor in INSTRUMENTORS.items():
-            if name not in settings.disabled_instrumentations:
-                _switch_on(instrumentor(), tracer_provider)
-    if http_spans:
-        _switch_on_stock(tracer_provider)
-    if not any(name in sys.modules or find_spec(name) for name in LIBRARIES):
-        logger.warning(
-            "Neither httpx nor httpx2 is installed in this environment: otel_chatdebug has nothing to record. "
-            "Install it beside the SDK that the application uses."
+    with _one_at_a_time:
+        shutdown()
+        settings = Settings.load(
+            database_url=database_url,
+            enabled=enabled,
+            stale_after=stale_after,
+            allow_headers=allow_headers,
+            allow_query=allow_query,
+            secret_keys=secret_keys,
         )
+        if not settings.recording:
+            return
+        provider = tracer_provider or trace.get_tracer_provider()
+        if isinstance(provider, trace.ProxyTracerProvider):  # the API's own: nobody has set one
+            resource = Resource.create({"service.name": service_name} if service_name else {})
+            # It stays the global one for good, so it is never shut down; OTLP hangs on our processor, which is.
+            provider = SDKTracerProvider(resource=resource, shutdown_on_exit=False)
+            _made.add(provider)
+            trace.set_tracer_provider(provider)
+        delegate = None
+        if settings.wants_otlp and provider in _made:  # one that was joined has exporters of its own
+            delegate = BatchSpanProcessor(PiecewiseSpanExporter())
+        lifecycle.arm(
+            settings,
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+            logger_provider=logger_provider,
+            classify=classify_error,
+            is_enabled=ask,
+            redact=redact,
+            delegate=delegate,
+        )
+        lifecycle.warm()
+        if "*" not in settings.disabled_instrumentations:
+            for name, instrumentor in INSTRUMENTORS.items():
+                if name not in settings.disabled_instrumentations:
+                    _switch_on(instrumentor(), tracer_provider)
+        if http_spans:
+            _switch_on_stock(tracer_provider)
+        if not any(name in sys.modules or find_spec(name) for name in LIBRARIES):
+            logger.warning(
+                "Neither httpx nor httpx2 is installed in this environment: otel_chatdebug has nothing to record. "
+                "Install it beside the SDK that the application uses."
+            )
 
 
 def shutdown() -> None:
@@ -121,9 +127,10 @@ def shutdown() -> None:
     No thread and no open file of ours is left. Takes 5 s at most, whatever the database does. A tracer provider that
     was joined is not shut down. Can be repeated, and `configure` starts anew.
     """
-    lifecycle.disarm()
-    while _instrumented:
-        _instrumented.pop().uninstrument()
+    with _one_at_a_time:
+        lifecycle.disarm()
+        while _instrumented:
+            _instrumented.pop().uninstrument()
 
 
 def set_stale_after(seconds: float) -> None:
@@ -154,3 +161,12 @@ def _switch_on_stock(tracer_provider: trace.TracerProvider | None) -> None:
         with contextlib.suppress(ModuleNotFoundError):  # one of the two libraries is enough
             instrumentor().instrument(tracer_provider=tracer_provider, skip_dep_check=True)
             _instrumented.append(instrumentor())
+
+
+def _after_fork_in_child() -> None:
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()  # a thread that is not there may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
