@@ -19,8 +19,13 @@ from otel_chatdebug.wire import registry
 if TYPE_CHECKING:
     from otel_chatdebug.capture.attempt import Attempt
 
-PARTIAL_INTERVAL: Final = 5_000_000_000
-"""Nanoseconds between two writings of a stream's text so far; the first comes with the first beat."""
+LONGEST_PARTIAL_INTERVAL: Final = 5_000_000_000
+"""Nanoseconds between two writings of a stream's text so far, at most, while it goes on. The first comes with the first
+beat, and the others with each one, as long as that is cheap."""
+
+PARTIAL_COST: Final = 0.02
+"""The share of one core's time that making the text so far of all open streams takes, until `LONGEST_PARTIAL_INTERVAL`
+wants more."""
 
 HEADER_LIMIT: Final = 8 * 1024
 """Characters of a header's value that are kept: what servers usually take of all headers together."""
@@ -37,8 +42,8 @@ class Content:
     """
 
     __slots__ = (
-        "_lock", "_request", "_request_body", "_request_headers", "_response", "_response_of", "_told_request",
-        "_updated_us", "_written_ns", "stripped",
+        "_lock", "_next_ns", "_request", "_request_body", "_request_headers", "_response", "_response_of",
+        "_told_request", "_updated_us", "stripped",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -53,23 +58,25 @@ class Content:
         self._response_of: tuple[int, bool] | None = None
         """How many bytes `_response` was made of, and whether they were all."""
         self._updated_us = 0
-        self._written_ns = 0
+        self._next_ns = 0
+        """Not before is the text so far written again."""
 
     def records(self, attempt: Attempt, *, final: bool) -> list[Record]:
         """The records as they stand now; none when the text so far was written a moment ago."""
         if self.stripped:
             return []
         now = time_ns()
-        if not final and self._written_ns and now - self._written_ns < PARTIAL_INTERVAL:
+        if not final and now < self._next_ns:
             return []
         kept = attempt.kept()
-        if kept.total:
-            self._written_ns = now
         recorder, step = attempt.recorder, attempt.step
         headers = attempt.response_headers
         with self._lock:
             request = self._read_request(attempt)
             response_body, response = self._read_response(attempt, kept, final=final)
+        if kept.total and not final:
+            dear = (time_ns() - now) * max(1, len(recorder.open_attempts)) / PARTIAL_COST
+            self._next_ns = now + min(LONGEST_PARTIAL_INTERVAL, int(dear))
         self._updated_us = recorder.tick(self._updated_us)
         rank = ContentRank.COMPLETE if final else ContentRank.PARTIAL
         found: list[Record] = [

@@ -34,6 +34,10 @@ LONGEST_BEAT = 2.0
 """Seconds between two heartbeats at most, where something is open: a stuck stream's counters are in its row soon,
 whatever the threshold."""
 
+LOOK_SECONDS = 1.0
+"""Between two looks at what is open, at most: what has moved is written anew, so that the text of a stream is there
+nearly as soon as it came, whatever becomes of the process. Where nothing moved it costs the database nothing."""
+
 SWEEPS_PER_THRESHOLD = 3
 """Sweeps in ``stale_after`` seconds: what is stale is seen as such within a third of that time."""
 
@@ -70,8 +74,8 @@ class Beat(NamedTuple):
 
 
 class Heart:
-    """Asks ``beat`` every ``interval`` seconds what is open, and tells the database that this process lives. The
-    writer's thread only, but for `keep_pace`."""
+    """Asks ``beat`` every `LOOK_SECONDS` what is open, and tells the database every ``interval`` seconds that this
+    process lives. The writer's thread only, but for `keep_pace`."""
 
     def __init__(
         self, beat: Callable[[], Beat], interval: float, replica_id: str, stale_after: float | None = None
@@ -83,7 +87,7 @@ class Heart:
         self._replica_id = replica_id
         self._replica: Replica | None = None
         self._alive: Beat | None = None
-        self._beaten_at = self._written_at = float("-inf")
+        self._looked_at = self._beaten_at = self._written_at = float("-inf")
         self._told: Mapping[str, Outcome] = {}
         self._seen: Collection[str] = ()
         """The runs that the last beat has found in the table of `_seen_in`."""
@@ -93,22 +97,27 @@ class Heart:
 
     @property
     def due(self) -> float:
-        """When the next beat comes (monotonic seconds)."""
-        return self._beaten_at + self.interval
+        """When the next look comes (monotonic seconds)."""
+        return min(self._looked_at + LOOK_SECONDS, self._beaten_at + self.interval)
 
     def collect(self) -> Sequence[Source]:
-        """What has moved since the last beat, if it is time for one."""
+        """What has moved since the last look, if it is time for one."""
         now = time.monotonic()
         if now < self.due:
             return ()
-        self._beaten_at = now
+        beats = now >= self._beaten_at + self.interval
+        self._looked_at = now
+        if beats:
+            self._beaten_at = now
         try:
-            self._alive = self._beat()
+            seen = self._beat()
         except Exception:
             self.failed += 1
             logger.debug("otel_chatdebug: the beat failed", exc_info=True)
             return ()
-        return self._alive.sources
+        if beats:
+            self._alive = seen
+        return seen.sources
 
     def write(self, engine: Engine) -> float | None:
         """Writes the heartbeats of the last beat, once. Raises what the database raises.
