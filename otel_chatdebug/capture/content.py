@@ -149,7 +149,7 @@ class Content:
 def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None, Any]:
     redactor = attempt.recorder.redactor
     if not kept.total:
-        if attempt.bytes_received and not attempt.received.decoded:
+        if attempt.bytes_received and not attempt.received.legible:
             coding = attempt.response_headers.get("content-encoding")
             return f"[{attempt.bytes_received} bytes that cannot be decoded: {coding}]", None
         return None, None

@@ -154,14 +154,16 @@ class Received:
 
     def json(self) -> Any:
         """The value of a body that is JSON and kept whole, else None. Called while folding, once all has come."""
-        value = None
+        value, self._is_json = None, False
         if self.kept.total and self.kept.is_whole:
             with suppress(ValueError, RecursionError):
                 value = json.loads(self.kept.whole())
-        self._is_json = value is not None
+                self._is_json = True  # null, too
         return value
 
     @property
     def is_json(self) -> bool:
-        """Whether `json` gives a value. A body is parsed once for both."""
-        return self.json() is not None if self._is_json is None else self._is_json
+        """Whether the body is JSON. It is parsed once for this and for `json`."""
+        if self._is_json is None:
+            self.json()
+        return bool(self._is_json)

@@ -791,19 +791,20 @@ def test_a_coded_body_is_read_and_counted_as_it_came(
     assert "prompt_tokens" in content.response_body
 
 
+@pytest.mark.parametrize("coding", ["rot13", "gzip"])
 @pytest.mark.parametrize("content_type", [SSE, JSON])
-def test_a_coding_that_nobody_knows_is_no_reason_to_call_a_body_broken(
-    twin: Twin, recorded: Recording, content_type: str
+def test_a_coding_that_cannot_be_undone_is_no_reason_to_call_a_body_broken(
+    twin: Twin, recorded: Recording, content_type: str, coding: str
 ) -> None:
     async def main() -> None:
-        client = twin.answering(twin.body(b"\x01\x02\x03"), content_type, content_encoding="rot13")
+        client = twin.answering(twin.body(b"\x01\x02\x03"), content_type, content_encoding=coding)
         response = await twin.open(client)
         _ = [chunk async for chunk in twin.chunks(twin.raw(response))]
 
     twin.run(main)
     attempt = check(recorded, "completed", "sse_eof" if content_type == SSE else "body_close")
     content = recorded.recorder.sink.rows[AttemptContent][attempt.id]  # type: ignore[attr-defined]
-    assert content.response_body == "[3 bytes that cannot be decoded: rot13]"
+    assert content.response_body == f"[3 bytes that cannot be decoded: {coding}]"
 
 
 @pytest.mark.parametrize("first", [b"da", b"\xef\xbb\xbfdata: ", b"event: x\ndata: 1\n\n", b""])
@@ -848,9 +849,22 @@ def test_a_long_stream_under_a_wrong_content_type_is_read_beyond_what_is_kept(re
         (b'{"choices": "\xff\xfe"}', JSON, "error", "incomplete_body"),
         (b"[" * 100_000, JSON, "error", "incomplete_body"),
         (b"", JSON, "error", "incomplete_body"),
+        (b"null", JSON, "completed", None),
         (b"", None, "completed", None),
     ],
-    ids=["garbage", "binary", "no-sse", "html", "endless-line", "no-utf8", "no-utf8-json", "deep", "empty", "nothing"],
+    ids=[
+        "garbage",
+        "binary",
+        "no-sse",
+        "html",
+        "endless-line",
+        "no-utf8",
+        "no-utf8-json",
+        "deep",
+        "empty",
+        "null",
+        "nothing",
+    ],
 )
 def test_garbage_is_recorded_as_what_it_is(
     twin: Twin, recorded: Recording, body: bytes, content_type: str | None, status: str, error: str | None
