@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
+import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 SDKS = ("openai", "anthropic")
+
+PROGRAM = "otel-chatdebug"
 
 SVG_WIDTH = 108
 """Columns."""
@@ -73,17 +79,31 @@ def demo(svg: Path | None) -> None:
         save_svg(svg, trees)
     failed = next((run["id"] for run in runs if run["status"] == "error"), ids[0])
     short = render.unique_ids([failed])[0]
+    program = how_to_call()
+    lines = (
+        (f"{program} runs", "the newest runs, also those of your own applications"),
+        (f"{program} show {short}", "with what was said until it failed"),
+        (f"{program} show {short} --full", "with tools, headers and bodies"),
+        (f"{program} curl {short}", "the request, to be sent again"),
+        (f"{program} tail", "live, while your application runs"),
+        (f"{program} stuck", "what hangs, where and since when"),
+        (f"{program} info", "where the tables are, and all settings"),
+    )
+    width = max(len(command) for command, _ in lines)
     click.echo("Now type:")
-    for command, why in (
-        ("otel-chatdebug runs", "the newest runs, also those of your own applications"),
-        (f"otel-chatdebug show {short}", "with what was said until it failed"),
-        (f"otel-chatdebug show {short} --full", "with tools, headers and bodies"),
-        (f"otel-chatdebug curl {short}", "the request, to be sent again"),
-        ("otel-chatdebug tail", "live, while your application runs"),
-        ("otel-chatdebug stuck", "what hangs, where and since when"),
-        ("otel-chatdebug info", "where the tables are, and all settings"),
-    ):
-        click.echo(f"  {command:<36}  {why}")
+    for command, why in lines:
+        click.echo(f"  {command:<{width}}  {why}")
+
+
+def how_to_call() -> str:
+    """What to type for this program: its name, or its path where the shell does not find it (after ``make demo``)."""
+    if shutil.which(PROGRAM):
+        return PROGRAM
+    script = Path(sys.executable).with_name(PROGRAM)
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m otel_chatdebug.cli"
+    relative = os.path.relpath(script)
+    return shlex.quote(str(script) if relative.startswith(os.pardir) else relative)
 
 
 def save_svg(path: Path, trees: list[Tree]) -> None:
