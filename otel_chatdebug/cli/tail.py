@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from otel_chatdebug.cli import completion
-from otel_chatdebug.cli.common import cannot_be_used, console, database_option, open_database, settings, writing
+from otel_chatdebug.cli.common import (
+    cannot_be_used,
+    console,
+    database_option,
+    open_database,
+    sentences,
+    settings,
+    writing,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,6 +34,9 @@ POLL = 0.5
 """Seconds between two looks at the tables."""
 
 DEFAULT_RUNS = 10
+
+BEGINNING = "0"
+"""The cursor from which on all that is in the tables is told: where they came to be while we waited for them."""
 
 MOST_LIVE = 15
 """Runs in progress that are shown below the others on a terminal."""
@@ -48,30 +59,51 @@ def tail(chat_id: str | None, count: int, as_json: bool) -> None:
     """Show runs as they happen, until Ctrl-C.
 
     A line for each run that starts, fails in an attempt, or ends; on a terminal, what is in progress stands below and
-    moves. It sees what other processes record, too. With --json, each line has "type": run, step or attempt, and all
-    columns.
+    moves. It sees what other processes record, too, and may be started before them: it waits for the database. With
+    --json, each line has "type": run, step or attempt, and all columns.
 
     \b
     otel-chatdebug tail
     otel-chatdebug tail --chat my-chat
     otel-chatdebug tail --json -n 0 | jq -c 'select(.status == "error")'
     """
+    url = settings().database_url
     try:
-        with open_database(settings().database_url) as engine:
-            _follow(engine, chat_id, count, _JSONLines() if as_json else _Lines(engine, chat_id))
+        is_new = _wait_for_database(url)
+        with open_database(url) as engine:
+            _follow(engine, chat_id, count, is_new, _JSONLines() if as_json else _Lines(engine, chat_id))
     except KeyboardInterrupt:
         return  # that is how one leaves
 
 
-def _follow(engine: Engine, chat_id: str | None, count: int, out: _Out) -> None:
+def _wait_for_database(url: str) -> bool:
+    """Whether it had to: there was none, or one without our tables. Whatever else is wrong is for who opens it."""
+    from otel_chatdebug.tables import queries
+    from otel_chatdebug.words import clean
+
+    waited = False
+    while True:
+        with sentences():
+            try:
+                queries.open_for_reading(url).dispose()
+                return waited
+            except queries.NoDatabase as exc:
+                if not waited:
+                    click.echo(f"{clean(exc)} Waiting for it; Ctrl-C leaves.", err=True)
+        waited = True
+        time.sleep(POLL)
+
+
+def _follow(engine: Engine, chat_id: str | None, count: int, is_new: bool, out: _Out) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from otel_chatdebug.tables import queries
 
-    follower = queries.Follower(engine, chat_id=chat_id)
-    follower.poll()  # from here on nothing is missed
+    follower = queries.Follower(engine, chat_id=chat_id, cursor=BEGINNING if is_new else None)
+    if not is_new:
+        follower.poll()  # from here on nothing is missed
     with out.shown():
-        if count:
+        if count and not is_new:
             newest = queries.list_runs(engine, queries.RunFilter(chat_id=chat_id), limit=count)
             with writing():
                 out.show(queries.Changes(runs=tuple(reversed(newest))))

@@ -16,6 +16,7 @@ import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +151,36 @@ def test_on_a_terminal_what_is_in_progress_moves_below(engine: Engine, database_
         write(engine, attempt_record(run_id="running", events=5, **open_stream))
         assert "in the middle of the body" in tail.until("2.3 kB, 5 events")
         assert tail.leave() == 0
+
+
+@pytest.mark.parametrize("how", [["--json", "-n", "0"], []], ids=["json", "lines"])
+def test_it_may_be_started_before_the_application(how: list[str], tmp_path: Path) -> None:
+    """It says what it waits for, and then misses nothing of what came to be meanwhile."""
+    path = tmp_path / "later" / "chatdebug.db"
+    with tailing(f"sqlite:///{path}", *how) as tail:
+        assert tail.process.stderr is not None
+        said = tail.process.stderr.readline().decode()
+        assert f"There is no database at {path} yet" in said
+        assert "Waiting for it" in said
+        path.parent.mkdir()
+        engine = database.open_engine(f"sqlite:///{path}")
+        migrations.upgrade(engine)
+        write(engine, run_record("first"))
+        assert "in_progress" in tail.until("first")
+        write(engine, run_record("second"))
+        tail.until("second")
+        engine.dispose()
+        assert tail.leave() == 0
+        assert tail.process.stderr.read() == b""
+
+
+def test_it_is_left_while_it_waits(tmp_path: Path) -> None:
+    with tailing(f"sqlite:///{tmp_path / 'none.db'}", terminal=True) as tail:
+        assert tail.process.stderr is not None
+        tail.process.stderr.readline()
+        assert tail.leave() == 0
+        assert tail.process.stderr.read() == b""
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_a_reader_that_leaves_ends_it(engine: Engine, database_url: str) -> None:

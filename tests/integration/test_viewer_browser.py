@@ -180,6 +180,29 @@ def test_filters_take_effect_as_they_are_set_and_the_address_has_them(visit: Cal
     page.wait_for_selector("text=No run is like that")
 
 
+def test_what_is_set_before_the_script_is_there_takes_effect_too(visit: Callable[..., Visit]) -> None:
+    """A slow line brings the page first, and who is in a hurry types."""
+    it = visit()
+    page, rows, held = it.page, it.page.locator("#list tbody tr"), []
+    page.route("**/static/main.js*", lambda route: held.append(route))
+    for act, address, count in (
+        (lambda: page.fill("#search", "AA02"), "q=AA02", 1),
+        (lambda: page.select_option("select[name=status]", "error"), "status=error", 2),
+    ):
+        held.clear()
+        page.goto(f"{it.origin}/", wait_until="commit")
+        act()
+        assert rows.count() == 7
+        until(lambda: page.evaluate("true") and held)
+        held[0].continue_()
+        expect(rows).to_have_count(count, timeout=WAIT)
+        assert address in page.url
+    page.unroute_all()
+    it.go("/?status=error&q=AA02")
+    assert rows.count() == 1
+    assert page.url.endswith("/?status=error&q=AA02"), "what the address says is nothing new"
+
+
 def test_everything_can_be_reached_by_keys(visit: Callable[..., Visit]) -> None:
     it = visit()
     page = it.page

@@ -96,6 +96,13 @@ function chosen() {
   return url.href;
 }
 
+/** Whether somebody has made something else of a field than the page came with. */
+function isSet(field) {
+  if (field.type === "search") return field.value !== field.defaultValue;
+  if (field.type === "select-one") return field.value !== (field.querySelector("option[selected]") ?? field.options[0]).value;
+  return false;
+}
+
 if (form) {
   form.addEventListener("input", (event) => {
     clearTimeout(typing);
@@ -113,6 +120,5 @@ if (form) {
     await filter(location.href, false);
     form.reset();
   });
-  const search = form.querySelector("input[type=search]");
-  if (search && search.value !== search.defaultValue) void filter(chosen(), false); // typed before this script was there
+  if ([...form.elements].some(isSet)) void filter(chosen(), false); // before this script was there
 }
