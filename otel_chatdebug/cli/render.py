@@ -41,6 +41,12 @@ TEXT_LENGTH = 1000
 ID_LENGTH = 8
 """Characters of an id in the list, or more where two would look the same."""
 
+BETWEEN, EDGES = 3, 2
+"""Characters that a table's box takes between two columns, and at its sides."""
+
+LEAST = 24
+"""Characters of a first message that tell which one it is; for them the list of runs goes without other columns."""
+
 STATUS_STYLES = {"completed": "green", "error": "red", "interrupted": "yellow", "in_progress": "cyan"}
 
 _TOTALS = ("input_tokens", "output_tokens")
@@ -71,24 +77,33 @@ def unique_ids(ids: Sequence[str]) -> list[str]:
 def runs_table(runs: Sequence[Row], *, width: int, now: datetime | None = None) -> Table:
     """The list of runs, one line each. On a narrow terminal the less telling columns are left out."""
     now = now or datetime.now(UTC)
+    shorts = unique_ids([str(run["id"]) for run in runs])
+    cells = {
+        column: [column.cell(run, short, now) for run, short in zip(runs, shorts, strict=True)] for column in _COLUMNS
+    }
+    widths = {
+        column: min(column.most, max(len(column.title), *(cell.cell_len for cell in cells[column])))
+        for column in _COLUMNS
+    }
+    *others, last = _COLUMNS
+    for column in sorted(others, key=lambda column: -column.spared):
+        left = width - sum(widths[one] + BETWEEN for one in others) - EDGES
+        if left >= min(widths[last], LEAST) or not column.spared:
+            break
+        others.remove(column)
+    # The last one gives way where the terminal is narrower still. (rich would cut it off without an ellipsis.)
+    widths[last] = min(widths[last], max(left, len(last.title)))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    columns = [column for column in _COLUMNS if width >= column.needs]
-    rows = [
-        [column.cell(run, short, now) for column in columns]
-        for run, short in zip(runs, unique_ids([str(run["id"]) for run in runs]), strict=True)
-    ]
-    for place, column in enumerate(columns):
-        widest = max([len(column.title), *(row[place].cell_len for row in rows)])
+    for column in (*others, last):
         table.add_column(
             column.title,
             justify="right" if column.right else "left",
             no_wrap=True,
             overflow="ellipsis",
-            # Only the last one gives way where the terminal is too narrow.
-            min_width=min(widest, column.most) if column is not columns[-1] else None,
-            max_width=column.most,
+            min_width=widths[column],
+            max_width=widths[column],
         )
-    for row in rows:
+    for row in zip(*(cells[column] for column in (*others, last)), strict=True):
         table.add_row(*row)
     return table
 
@@ -98,8 +113,8 @@ class _Column:
     title: str
     value: Callable[[Row, str, datetime], Text | str | None]
     """Of a run, its cut id, and the present time."""
-    needs: int = 0
-    """The terminal's width below which it is left out."""
+    spared: int = 0
+    """Where the terminal is narrow, the column with the greatest number is left out first, one with 0 never."""
     most: int = 30
     """Its own greatest width."""
     right: bool = False
@@ -124,11 +139,11 @@ _COLUMNS = [
     _Column("id", lambda run, short, now: Text(clean(short), style="bold")),
     _Column("started", lambda run, short, now: local_time(run.get("started_at"), now)),
     _Column("kind", lambda run, short, now: run.get("kind")),
-    _Column("chat", lambda run, short, now: run.get("chat_id"), needs=120, most=20),
+    _Column("chat", lambda run, short, now: run.get("chat_id"), spared=5, most=20),
     _Column("status", lambda run, short, now: status(str(run.get("status")))),
     _Column("duration", lambda run, short, now: lasted(run, now).removesuffix(SO_FAR), right=True),
-    _Column("model", lambda run, short, now: run.get("model"), needs=140, most=26),
-    _Column("steps", lambda run, short, now: _summary(run, "step_count"), needs=105, right=True),
-    _Column("tokens in/out", lambda run, short, now: _tokens(run), needs=90, right=True),
+    _Column("model", lambda run, short, now: run.get("model"), spared=6, most=26),
+    _Column("steps", lambda run, short, now: _summary(run, "step_count"), spared=4, right=True),
+    _Column("tokens in/out", lambda run, short, now: _tokens(run), spared=3, right=True),
     _Column("first message", lambda run, short, now: _summary(run, "first_message"), most=60),
 ]

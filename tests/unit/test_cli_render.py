@@ -405,6 +405,9 @@ def test_the_list_fits_every_terminal(stuck: dict[str, Any], width: int) -> None
     assert len([line for line in lines if "3f2a9c41" in line and "chat_turn" in line and "in_progress" in line]) == 1
     assert len(lines) == 5
     assert all(len(line) <= width for line in lines)
+    if width >= 80:
+        (row,) = (line for line in lines if "3f2a9c41" in line)
+        assert "What is the weather?" in row or row.rstrip().endswith("…"), "what is cut says so"
 
 
 @pytest.mark.parametrize(
