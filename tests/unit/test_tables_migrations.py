@@ -125,6 +125,17 @@ def test_an_application_that_uses_alembic_itself_is_not_touched(engine: Engine) 
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "theirs"
 
 
+def test_alembic_says_nothing_when_it_is_imported_for_later() -> None:
+    """As where the database cannot be opened: an application that logs at INFO is told what is wrong, and no more."""
+    code = (
+        "import logging; logging.basicConfig(level=logging.DEBUG);"
+        "from otel_chatdebug.tables import migrations; migrations.load();"
+        "import sys; assert 'alembic.command' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "alembic" not in done.stderr
+
+
 def test_alembic_tells_an_application_nothing_of_ours(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     migrations.upgrade(engine)

@@ -205,8 +205,9 @@ def _upgrade(engine: Engine, to: str) -> str | None:
 
 def load() -> None:
     """Imports what an upgrade takes, which takes a while."""
-    import alembic.command
-    import alembic.config  # noqa: F401
+    with _quiet_alembic():
+        import alembic.command
+        import alembic.config  # noqa: F401
 
 
 @contextlib.contextmanager
