@@ -43,13 +43,14 @@ MODEL_PATHS = (
     r"|/embeddings$"
     r"|:(?:stream)?[gG]enerateContent$|:embedContent$|:batchEmbedContents$|:batchGenerateContent$"
     r"|/publishers/[^/]+/models/(?!count-tokens)[^/:]+:(?:predict|rawPredict|streamRawPredict)$"
+    r"|/v\d+(?:alpha|beta)\w*/(?:projects/[^/]+/locations/[^/]+/)?interactions$"
     r"|/api/(?:chat|generate|embed)$"
     r"|/model/.+/(?:invoke|converse)(?:-with-response-stream|-stream)?$"
 )
 """Paths of the endpoints that generate: OpenAI and its many relatives, Anthropic, Gemini, Ollama, Bedrock.
 
 Of batches the request that hands in the prompts is one of them; looking how far it has got, and fetching the results,
-is none."""
+is none. Nor is what generates in one API and not in another: ``/v1/conversations`` is Mistral's, and OpenAI's."""
 
 
 CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")

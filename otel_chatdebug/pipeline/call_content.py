@@ -34,7 +34,7 @@ MOST_CONTENT: Final = 1024 * 1024
 MOST_DEPTH: Final = 24
 """Levels of nesting in what is told: protobuf takes a hundred, and spends four on each."""
 
-APART: Final = ("anthropic.", "openai.responses", "gemini", "bedrock")
+APART: Final = ("anthropic.", "openai.responses", "gemini", "mistral.conversations", "bedrock")
 """How the names of the formats begin that give the model its instructions apart from the history."""
 
 Told = tuple[list[Any], list[Any], list[Any], list[Any]]

@@ -12,12 +12,13 @@ from otel_chatdebug.redaction.formats import REDACTED, keys_out
 from otel_chatdebug.redaction.names import MAX_NAME, Kind, Names
 from otel_chatdebug.redaction.values import NO_JSON, ValueRedactor, dumps, parse
 
-_FRAGMENTS = frozenset({"delta", "choices", "logprobs", "candidates", "message"})
-"""Where the events of a stream have pieces of texts: Anthropic, Bedrock and OpenAI's responses, its chats and
-completions, Gemini, Ollama."""
+_FRAGMENTS = frozenset({"delta", "choices", "logprobs", "candidates", "message", "content", "step"})
+"""Where the events of a stream have pieces of texts: Anthropic, Bedrock, Gemini's interactions and OpenAI's responses,
+its chats and completions, Gemini, Ollama, Mistral's conversations, the beginning of an interaction's step."""
 
-_FRAGMENT_TEXTS = frozenset({"response"})
-"""The same where the value is a text: Ollama's completions. OpenAI's response under this name is whole."""
+_FRAGMENT_TEXTS = frozenset({"response", "arguments"})
+"""The same where the value is a text: Ollama's completions, calls in Mistral's conversations. OpenAI's response under
+the first name is whole."""
 
 _NO_FRAGMENTS = frozenset(
     {"type", "role", "id", "name", "finish_reason", "finishReason", "stop_reason", "stopReason", "model", "toolUseId"}

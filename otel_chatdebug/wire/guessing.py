@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from otel_chatdebug.wire import bedrock, shapes
 from otel_chatdebug.wire.anthropic import AnthropicMessages
 from otel_chatdebug.wire.gemini import Gemini
+from otel_chatdebug.wire.gemini_interactions import GeminiInteractions
+from otel_chatdebug.wire.mistral_conversations import MistralConversations
 from otel_chatdebug.wire.ollama import OllamaChat, OllamaGenerate
 from otel_chatdebug.wire.openai_chat import OpenAIChat
 from otel_chatdebug.wire.openai_completions import OpenAICompletions
@@ -42,6 +44,8 @@ _EMBEDDINGS = OpenAIEmbeddings()
 _RESPONSES = OpenAIResponses()
 _ANTHROPIC = AnthropicMessages()
 _GEMINI = Gemini()
+_INTERACTIONS = GeminiInteractions()
+_CONVERSATIONS = MistralConversations()
 _OLLAMA = OllamaChat()
 _OLLAMA_GENERATE = OllamaGenerate()
 _CONVERSE = bedrock.BedrockConverse()
@@ -62,10 +66,16 @@ def answering(body: Any) -> Speaker | None:
     if isinstance(kind, str):
         if kind.startswith("response."):
             return _RESPONSES
+        if kind.startswith("conversation.response."):
+            return _CONVERSATIONS
         if _ANTHROPIC_EVENT.fullmatch(kind) or (kind == "message" and isinstance(given.get("content"), list)):
             return _ANTHROPIC
     if given.get("object") == "response" and "output" in given:
         return _RESPONSES
+    if given.get("object") == "conversation.response":
+        return _CONVERSATIONS
+    if given.get("object") == "interaction" or str(given.get("event_type")).startswith("interaction."):
+        return _INTERACTIONS
     if "candidates" in given or "usageMetadata" in given or "promptFeedback" in given:
         return _GEMINI
     if isinstance(body, list) and body and answering(body[0]) is _GEMINI:

@@ -84,7 +84,9 @@ class OpenAIChat:
             [_message(message, budget) for message in shapes.listed(body.get("messages"))],
             ("messages", "tools", "functions", "tool_choice", "function_call"),
             model=name(body.get("model")) or deployment(path),
-            tools=[_tool(tool) for tool in shapes.listed(body.get("tools")) + shapes.listed(body.get("functions"))],
+            tools=[
+                function_tool(tool) for tool in shapes.listed(body.get("tools")) + shapes.listed(body.get("functions"))
+            ],
             tool_choice=shapes.tool_choice(choice),
         )
 
@@ -165,7 +167,7 @@ class _Choice:
         if legacy := mapping(delta.get("function_call")):
             self._add_call({"index": 0, "function": legacy})
         for image in items(delta.get("images")):  # OpenRouter
-            draft.part(_part(image, draft.budget()))
+            draft.part(part_of(image, draft.budget()))
         if audio := mapping(delta.get("audio")):
             data = audio.get("data")
             self._audio += decoded_length(data) if isinstance(data, str) else 0
@@ -192,9 +194,9 @@ class _Choice:
             if chunk.get("type") == "text":
                 self._draft.text(chunk.get("text"))
             elif chunk.get("type") == "thinking":
-                self._draft.reasoning(_thoughts(chunk.get("thinking")))
+                self._draft.reasoning(thoughts(chunk.get("thinking")))
             else:
-                self._draft.part(_part(value, self._draft.budget()))
+                self._draft.part(part_of(value, self._draft.budget()))
 
     def _add_call(self, call: Mapping[str, Any]) -> None:
         index = call.get("index")
@@ -279,14 +281,14 @@ def _message(value: Any, budget: shapes.Budget) -> shapes.Message:
     parts = []
     if isinstance(reasoning := value.get("reasoning_content") or value.get("reasoning"), str) and reasoning:
         parts.append(shapes.reasoning_part(reasoning, budget))
-    parts += _content(content, budget)
+    parts += content_parts(content, budget)
     if isinstance(refusal := value.get("refusal"), str) and refusal:
         parts.append(shapes.refusal_part(refusal, budget))
     for call in shapes.listed(value.get("tool_calls")):
         parts.append(_tool_call(call, budget))
     if legacy := mapping(value.get("function_call")):
         parts.append(shapes.tool_call_part(None, legacy.get("name"), legacy.get("arguments"), budget))
-    parts += [_part(image, budget) for image in items(value.get("images"))]
+    parts += [part_of(image, budget) for image in items(value.get("images"))]
     if audio := mapping(value.get("audio")):
         part = shapes.data_part("file", media_type="audio", data=audio.get("data"), id=audio.get("id"))
         spoken = audio.get("transcript")
@@ -296,21 +298,23 @@ def _message(value: Any, budget: shapes.Budget) -> shapes.Message:
     return shapes.message(role, parts, given=value, known=_KNOWN_MESSAGE)
 
 
-def _content(content: Any, budget: shapes.Budget) -> list[shapes.Part]:
+def content_parts(content: Any, budget: shapes.Budget) -> list[shapes.Part]:
+    """The parts of what a message says: a text, or a list of typed parts."""
     if content is None or content == "":
         return []
     if isinstance(content, str):
         return [shapes.text_part(content, budget)]
     if isinstance(content, list):
-        return [_part(part, budget) for part in content]
+        return [part_of(part, budget) for part in content]
     return [shapes.unknown_part(content, budget)]
 
 
 def _result(content: Any, budget: shapes.Budget) -> str | list[shapes.Part]:
-    return content if isinstance(content, str) else _content(content, budget)
+    return content if isinstance(content, str) else content_parts(content, budget)
 
 
-def _part(value: Any, budget: shapes.Budget) -> shapes.Part:
+def part_of(value: Any, budget: shapes.Budget) -> shapes.Part:
+    """One typed part."""
     part = mapping(value)
     kind = part.get("type")
     if kind == "text" and isinstance(text := part.get("text"), str):
@@ -318,7 +322,7 @@ def _part(value: Any, budget: shapes.Budget) -> shapes.Part:
     if kind == "refusal" and isinstance(text := part.get("refusal"), str):
         return shapes.refusal_part(text, budget)
     if kind == "thinking":  # Mistral
-        return shapes.reasoning_part(_thoughts(part.get("thinking")), budget)
+        return shapes.reasoning_part(thoughts(part.get("thinking")), budget)
     made = None
     if kind == "image_url":
         image = part.get("image_url")
@@ -337,12 +341,15 @@ def _part(value: Any, budget: shapes.Budget) -> shapes.Part:
         made = shapes.data_part("file", data=file.get("file_data"), name=file.get("filename"), id=file.get("file_id"))
     elif kind == "file":  # Mistral
         made = shapes.data_part("file", id=part.get("file_id"))
+    elif kind == "tool_file":  # Mistral: what one of its tools has made
+        made = shapes.data_part("file", id=part.get("file_id"), name=part.get("file_name"))
     if made is None:
         return shapes.unknown_part(value, budget)
-    return shapes.with_other(made, part, {"type", str(kind), "document_name", "file_id"})
+    return shapes.with_other(made, part, {"type", str(kind), "document_name", "file_id", "file_name"})
 
 
-def _thoughts(thinking: Any) -> str:
+def thoughts(thinking: Any) -> str:
+    """What stands in a part of the type ``thinking`` (Mistral)."""
     if isinstance(thinking, str):
         return thinking
     return "".join(text for thought in items(thinking) if isinstance(text := mapping(thought).get("text"), str))
@@ -357,6 +364,7 @@ def _tool_call(value: Any, budget: shapes.Budget) -> shapes.Part:
     return shapes.unknown_part(value, budget)
 
 
-def _tool(value: Any) -> shapes.Tool:
+def function_tool(value: Any) -> shapes.Tool:
+    """A tool, which is a function with its declaration inside, or something of the provider's."""
     function = mapping(value).get("function", value)
     return shapes.tool(function if isinstance(function, dict) else value, "parameters")

@@ -18,7 +18,9 @@ from otel_chatdebug.wire.event_stream import AWS_EVENT_STREAM
 from otel_chatdebug.wire.framing import JSON_ARRAY, NDJSON, SSE, Framing, events
 from otel_chatdebug.wire.gemini import Gemini
 from otel_chatdebug.wire.gemini_embeddings import GeminiEmbeddings
+from otel_chatdebug.wire.gemini_interactions import GeminiInteractions
 from otel_chatdebug.wire.guessing import BedrockInvoke, Guess, Speaker
+from otel_chatdebug.wire.mistral_conversations import MistralConversations
 from otel_chatdebug.wire.ollama import OllamaChat, OllamaEmbeddings, OllamaGenerate
 from otel_chatdebug.wire.openai_chat import OpenAIChat
 from otel_chatdebug.wire.openai_completions import OpenAICompletions
@@ -109,6 +111,8 @@ FORMATS: tuple[Format, ...] = (
     AnthropicMessages(),
     Gemini(),
     GeminiEmbeddings(),
+    GeminiInteractions(),
+    MistralConversations(),
     OllamaChat(),
     OllamaGenerate(),
     OllamaEmbeddings(),

@@ -24,6 +24,9 @@ from click.testing import CliRunner
 
 from otel_chatdebug.cli import main
 from otel_chatdebug.demo.provider import Behaviour, Provider
+from otel_chatdebug.settings import MODEL_PATHS
+
+JSON = "application/json"
 
 SECRETS: list[str] = []
 """What must be nowhere."""
@@ -149,7 +152,8 @@ def _gemini() -> dict[str, Any]:
             (f"{path}:streamGenerateContent?{query}", headers, request, Behaviour(
                 body=json.dumps(events, indent=1).encode(), content_type="application/json")),
             (f"{path}:generateContent?{query}", headers, request, Behaviour(body=json.dumps(events[-1]).encode())),
-            (f"{path}:generateContent?{query}", headers, request, Behaviour(status=401, body=error("gemini"))),
+            (f"{path}:generateContent?{query}", headers, request, Behaviour(
+                status=401, body=error("gemini"), content_type=JSON)),
         ]
     }  # fmt: skip
 
@@ -205,8 +209,8 @@ def _bedrock() -> dict[str, Any]:
         "requests": [
             (f"{path}converse-stream?{signed}", headers, request, Behaviour(body=converse, content_type=stream)),
             (f"{path}invoke-with-response-stream", headers, request, Behaviour(body=invoke, content_type=stream)),
-            (f"{path}converse", headers, request, Behaviour(body=json.dumps(whole).encode())),
-            (f"{path}converse", headers, request, Behaviour(status=403, body=error("bedrock"))),
+            (f"{path}converse", headers, request, Behaviour(body=json.dumps(whole).encode(), content_type=JSON)),
+            (f"{path}converse", headers, request, Behaviour(status=403, body=error("bedrock"), content_type=JSON)),
         ]
     }
 
@@ -252,7 +256,7 @@ def _chats() -> dict[str, Any]:
         found += [
             (path, headers, request, Behaviour(body=answer, content_type="text/event-stream",
                 headers={"set-cookie": f"sid={secret(f'{name}setcookie')}", "x-auth-echo": secret(f"{name}echo")})),
-            (path, headers, request, Behaviour(status=422, body=error(name))),
+            (path, headers, request, Behaviour(status=422, body=error(name), content_type=JSON)),
         ]  # fmt: skip
     return {"requests": found}
 
@@ -276,7 +280,153 @@ def _ollama() -> dict[str, Any]:
     return {"requests": [("/api/chat", basic, request, Behaviour(body=answer, content_type="application/x-ndjson"))]}
 
 
-REQUESTS = [item for make in (_gemini, _bedrock, _chats, _ollama) for item in make()["requests"]]
+def named(*events: Any) -> bytes:
+    """Server-sent events with names, which stand in their data, too."""
+    kinds = [event.get("type") or event["event_type"] for event in events]
+    return b"".join(
+        f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode() for kind, event in zip(kinds, events, strict=True)
+    )
+
+
+def _conversations() -> dict[str, Any]:
+    """Mistral's."""
+    request = {
+        "model": "kept-conversations", "stream": True, "instructions": text("conversationssystem"),
+        "inputs": [
+            {"type": "message.input", "role": "user", "content": text("conversationsrequest")},
+            {"type": "function.call", "tool_call_id": "kept-call", "name": "log_in",
+                "arguments": json.dumps({"password": secret("conversationsargs")})},
+            {"type": "function.result", "tool_call_id": "kept-call",
+                "result": json.dumps({"token": secret("conversationsresult")})},
+        ],
+        "metadata": deep("conversations"),
+    }  # fmt: skip
+
+    def said(content: Any, index: int = 0) -> dict[str, Any]:
+        return {"type": "message.output.delta", "id": "kept-msg", "output_index": 0, "content_index": index,
+                "model": "kept-conversations", "role": "assistant", "content": content}  # fmt: skip
+
+    call = {"type": "function.call.delta", "output_index": 1, "id": "kept-fc", "name": "log_in", "tool_call_id": "kept"}
+    tool = {"output_index": 2, "id": "kept-tool-5", "name": "code_interpreter"}
+    thought = [{"type": "text", "text": text("conversationsthought")}]
+    info = {"code": f"login(password='{secret('conversationscode')}')", "apiKey": secret("conversationsinfo")}
+    answer = named(
+        {"type": "conversation.response.started", "conversation_id": "kept-id-conversation"},
+        said({"type": "thinking", "thinking": thought}),
+        *(said(piece, 1) for piece in split("conversations")),
+        said("kept words 1733 ", 1),
+        said({"type": "text", "text": text("conversationsanswer")}, 1),
+        *({**call, "arguments": piece} for piece in pieces("conversations")),
+        {"type": "tool.execution.started", **tool, "arguments": ""},
+        *({"type": "tool.execution.delta", **tool, "arguments": piece} for piece in pieces("conversationstool")),
+        {"type": "tool.execution.done", **tool, "info": info},
+        {"type": "conversation.response.done",
+            "usage": {"prompt_tokens": 1000, "completion_tokens": 26, "total_tokens": 1232, "connector_tokens": 206}},
+    )  # fmt: skip
+    whole = {
+        "object": "conversation.response", "conversation_id": "kept-id-2", "usage": {"prompt_tokens": 1207},
+        "outputs": [
+            {"type": "message.output", "id": "kept-msg-2", "content": text("conversationswhole")},
+            {"type": "function.call", "id": "kept-fc-2", "tool_call_id": "kept-2", "name": "log_in",
+                "arguments": {"password": secret("conversationscall")}},
+            {"type": "tool.execution", "id": "kept-te", "name": "code_interpreter", "info": info,
+                "arguments": json.dumps({"secret": secret("conversationstoolargs")})},
+        ],
+    }  # fmt: skip
+    headers = {"authorization": f"Bearer {secret('conversationsheader')}"}
+    failed = named({"type": "conversation.response.error", "message": text("conversationsevent"), "code": 3000})
+    path, stream = "/v1/conversations", "text/event-stream"
+    return {
+        "requests": [
+            (path, headers, request, Behaviour(body=answer, content_type=stream)),
+            (path, headers, request, Behaviour(body=failed, content_type=stream)),
+            (f"{path}/kept-id-2", headers, request, Behaviour(body=json.dumps(whole).encode(), content_type=JSON)),
+            (
+                f"{path}/kept-id-2/restart",
+                headers,
+                request,
+                Behaviour(status=401, body=error("conversations"), content_type=JSON),
+            ),
+        ]
+    }
+
+
+def _interactions() -> dict[str, Any]:
+    """Google's, with steps and as they were before."""
+    request = {
+        "model": "kept-interactions", "stream": True, "system_instruction": text("interactionssystem"),
+        "input": [
+            {"type": "user_input", "content": [
+                {"type": "text", "text": text("interactionsrequest")},
+                {"type": "image", "mime_type": "image/png", "data": coded(secret("interactionsimage") + "x" * 300)},
+                {"type": "document", "uri": f"https://u:{secret('interactionsfile')}@h.example/f"},
+            ]},
+            {"type": "function_call", "id": "kept-call", "name": "log_in",
+                "arguments": {"password": secret("interactionsargs")}},
+            {"type": "function_result", "call_id": "kept-call", "result": {"token": secret("interactionsresult")}},
+        ],
+        "tools": [{"type": "mcp_server", "url": "https://mcp.example", "headers": {"x": secret("interactionsmcp")}}],
+        "labels": deep("interactions"),
+    }  # fmt: skip
+    usage = {"total_input_tokens": 1008, "total_tool_use_tokens": 200, "total_output_tokens": 7, "total_tokens": 1215}
+
+    def about(status: str, **more: Any) -> dict[str, Any]:
+        return {"id": "kept-id-interaction", "object": "interaction", "model": "kept-interactions",
+                "status": status, **more}  # fmt: skip
+
+    def delta(index: int, value: Any, kind: str = "step") -> dict[str, Any]:
+        return {"event_type": f"{kind}.delta", "index": index, "delta": value}
+
+    first, *rest = split("interactions")
+    thought = {"type": "thought", "summary": [{"type": "text", "text": text("interactionsthought")}]}
+    answer = named(
+        {"event_type": "interaction.created", "interaction": about("in_progress")},
+        {"event_type": "step.start", "index": 0, "step": thought},
+        {"event_type": "step.start", "index": 1,
+            "step": {"type": "model_output", "content": [{"type": "text", "text": first}]}},
+        *(delta(1, {"type": "text", "text": piece}) for piece in rest),
+        delta(1, {"type": "text", "text": " kept words 1734 "}),
+        delta(1, {"type": "text", "text": text("interactionsanswer")}),
+        {"event_type": "step.start", "index": 2,
+            "step": {"type": "function_call", "id": "kept-6", "name": "log_in", "arguments": {}}},
+        *(delta(2, {"type": "arguments_delta", "arguments": piece}) for piece in pieces("interactions")),
+        {"event_type": "step.start", "index": 3, "step": {"type": "mcp_server_tool_call", "id": "kept-7",
+            "name": "log_in", "server_name": "s", "arguments": {"apiKey": secret("interactionscall")}}},
+        {"event_type": "interaction.completed",
+            "interaction": about("completed", usage=usage, continuation_token=secret("interactionscontinue"))},
+    ) + b"event: done\ndata: [DONE]\n\n"  # fmt: skip
+    older = named(
+        {"event_type": "interaction.start", "interaction": about("in_progress")},
+        {"event_type": "content.start", "index": 0, "content": {"type": "text", "text": ""}},
+        *(delta(0, {"type": "text", "text": piece}, "content") for piece in split("interactionsolder")),
+        delta(0, {"type": "text", "text": text("interactionsolder")}, "content"),
+        delta(1, {"type": "function_call", "id": "kept-8", "name": "log_in",
+            "arguments": {"secret": secret("interactionsoldcall")}}, "content"),
+        {"event_type": "interaction.complete", "interaction": about("completed", usage={"total_input_tokens": 1209})},
+    ) + b"event: done\ndata: [DONE]\n\n"  # fmt: skip
+    outputs = [{"type": "text", "text": text("interactionswhole")}]
+    steps = [
+        {"type": "model_output", "content": outputs},
+        {"type": "function_call", "id": "kept-9", "name": "log_in",
+            "arguments": {"password": secret("interactionssteps")}},
+    ]  # fmt: skip
+    whole = about("requires_action", steps=steps, usage={"total_input_tokens": 1210})
+    failed = about("failed", errors=[{"code": "internal", "message": text("interactionsfailed")}])
+    headers = {"x-goog-api-key": secret("interactionsheader")}
+    path, stream = f"/v1beta/interactions?key={secret('interactionskey')}", "text/event-stream"
+    return {
+        "requests": [
+            (path, headers, request, Behaviour(body=answer, content_type=stream)),
+            (path, headers, request, Behaviour(body=older, content_type=stream)),
+            (path, headers, request, Behaviour(body=json.dumps(whole).encode(), content_type=JSON)),
+            (path, headers, request, Behaviour(body=json.dumps(failed).encode(), content_type=JSON)),
+            (path, headers, request, Behaviour(status=401, body=error("interactions"), content_type=JSON)),
+        ]
+    }
+
+
+MAKERS = (_gemini, _bedrock, _conversations, _interactions, _chats, _ollama)
+REQUESTS = [item for make in MAKERS for item in make()["requests"]]
 PROXY = {"through": secret("proxyuser"), "closed": secret("proxyclosed"), "target": secret("proxytarget")}
 
 APP = """
@@ -401,6 +551,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                 "GIVEN": json.dumps(given),
                 "OUT": str(home / "telemetry"),
                 "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_AND_EVENT",
+                "OTEL_CHATDEBUG_MODEL_PATHS": f"{MODEL_PATHS}|/v1/conversations",
             },
             capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
@@ -439,16 +590,19 @@ def test_counts_ids_and_messages_survive(left: dict[str, str]) -> None:
     shown = next(content for content in asked if "kept-gemini" in content)
     steps = json.loads(shown)["steps"]
     assert len(steps) == len(REQUESTS)
-    for name in ("gemini", "bedrock", "mistral", "groq", "azure", "gateway", "ollama"):
+    for name in (
+        "gemini", "bedrock", "conversations", "interactions", "mistral", "groq", "azure", "gateway", "ollama"
+    ):  # fmt: skip
         for what in ("request", "answer"):
             assert f"kept-{name}{what}-4711" in shown
             assert f"kept-{name}{what}-4711" in left["telemetry"]
-    for number in range(1729, 1733):
+    for number in range(1729, 1735):
         assert f"kept words {number}" in shown
-    for word in ("log_in", "Kiel", "2026-01-01", "kept-id-groq", "kept-id-gemini", "kept-tool2", "[REDACTED]"):
+    ids = ("kept-id-groq", "kept-id-gemini", "kept-tool2", "kept-id-interaction", "kept-7", "kept-msg", "kept-tool-5")
+    for word in ("log_in", "Kiel", "2026-01-01", "[REDACTED]", *ids):
         assert word in shown, word
     inputs = {(step["usage"] or {}).get("input_tokens") for step in steps}
-    assert {1201, 1202, 1203, 1204, 1205} <= inputs
+    assert set(range(1201, 1211)) <= inputs
 
 
 def test_every_command_was_asked() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from otel_chatdebug.capture.states import EndReason
 from otel_chatdebug.demo.provider import Behaviour, Provider
+from otel_chatdebug.settings import MODEL_PATHS
 from otel_chatdebug.status import Status
 from tests.support import frames
 from tests.support.recording import Recording, recording
@@ -20,6 +21,8 @@ from tests.support.transcripts import BODIES, CONTENT_TYPES, STREAMS, Transcript
 ASKED: dict[str, Any] = {
     "gemini": {"contents": [{"role": "user", "parts": [{"text": "Hello?"}]}]},
     "bedrock.converse": {"messages": [{"role": "user", "content": [{"text": "Hello?"}]}]},
+    "gemini.interactions": {"model": "m", "input": "Hello?", "stream": True},
+    "mistral.conversations": {"model": "m", "inputs": "Hello?", "stream": True},
     "ollama.generate": {"model": "qwen3:8b", "prompt": "Hello?"},
     "openai.responses": {"model": "m", "input": "Hello?", "stream": True},
     "bedrock.invoke": {
@@ -40,7 +43,8 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def seen() -> Iterator[Recording]:
-    with recording() as seen:
+    # Without its SDK nothing tells that a conversation is Mistral's.
+    with recording(model_paths=f"{MODEL_PATHS}|/v1/conversations") as seen:
         yield seen
 
 

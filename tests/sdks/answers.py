@@ -61,7 +61,26 @@ MESSAGES = Api(
 )
 GROQ = Api("groq", "groq.text.sse", "groq.text.json", (11, 4), (11, 4), *_LIMITED)
 MISTRAL = Api("mistral", "mistral.text.sse", "mistral.text.json", (1200, 20), (1200, 20), "mistral.429.json", "1300")
+CONVERSATIONS = Api(
+    "conversations",
+    "mistral_conversations.text.sse",
+    "mistral_conversations.text.json",
+    (1200, 20),
+    (1200, 20),
+    "mistral.429.json",
+    "1300",
+)
 GEMINI = Api("gemini", "gemini.text.sse", "gemini.text.json", (1200, 68), (1200, 68), "gemini.429.json", "429")
+
+
+def _interactions(name: str) -> Api:
+    limited = "gemini.429.json", "429"
+    return Api("interactions", f"{name}.text.sse", f"{name}.text.json", (1200, 84), (1200, 84), *limited)
+
+
+INTERACTIONS = _interactions("gemini_interactions")
+OLDER_INTERACTIONS = _interactions("gemini_interactions_older")
+"""Of google-genai before its version 2."""
 
 
 def embeddings(kind: str) -> Behaviour:

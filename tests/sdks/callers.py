@@ -7,9 +7,21 @@ import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-from tests.sdks.answers import CHAT, GEMINI, GROQ, MESSAGES, MISTRAL, RESPONSES, Api
+from tests.sdks.answers import (
+    CHAT,
+    CONVERSATIONS,
+    GEMINI,
+    GROQ,
+    INTERACTIONS,
+    MESSAGES,
+    MISTRAL,
+    OLDER_INTERACTIONS,
+    RESPONSES,
+    Api,
+)
 from tests.sdks.conftest import is_installed
 
 ASK: list[Any] = [{"role": "user", "content": "Hello?"}]
@@ -157,6 +169,7 @@ def mistral(url: str, retries: int = 0, timeout: float = LONG) -> Any:
 
 def _mistral() -> list[Caller]:
     ask: Any = {"model": "mistral-small-latest", "messages": ASK}
+    begin: Any = {"model": "mistral-medium-latest", "inputs": "Hello?"}
     return [
         Caller(
             "mistralai",
@@ -173,6 +186,22 @@ def _mistral() -> list[Caller]:
             mistral,
             lambda client: client.chat.complete_async(**ask),
             lambda client: client.chat.stream_async(**ask),
+        ),
+        Caller(
+            "mistralai",
+            CONVERSATIONS,
+            False,
+            mistral,
+            lambda client: client.beta.conversations.start(**begin),
+            lambda client: client.beta.conversations.start_stream(**begin),
+        ),
+        Caller(
+            "mistralai",
+            CONVERSATIONS,
+            True,
+            mistral,
+            lambda client: client.beta.conversations.start_async(**begin),
+            lambda client: client.beta.conversations.start_stream_async(**begin),
         ),
     ]
 
@@ -195,6 +224,8 @@ def genai(url: str, retries: int = 0, timeout: float = LONG, **more: Any) -> Any
 
 def _genai() -> list[Caller]:
     ask: Any = {"model": "gemini-2.5-flash", "contents": "Hello?"}
+    begin: Any = {"model": "gemini-3.8-flash", "input": "Hello?"}
+    interactions = OLDER_INTERACTIONS if version("google-genai").startswith("1.") else INTERACTIONS
     return [
         Caller(
             "google-genai",
@@ -213,6 +244,22 @@ def _genai() -> list[Caller]:
             lambda client: client.aio.models.generate_content(**ask),
             lambda client: client.aio.models.generate_content_stream(**ask),
             lazy=True,
+        ),
+        Caller(
+            "google-genai",
+            interactions,
+            False,
+            genai,
+            lambda client: client.interactions.create(**begin),
+            lambda client: client.interactions.create(**begin, stream=True),
+        ),
+        Caller(
+            "google-genai",
+            interactions,
+            True,
+            genai,
+            lambda client: client.aio.interactions.create(**begin),
+            lambda client: client.aio.interactions.create(**begin, stream=True),
         ),
     ]
 

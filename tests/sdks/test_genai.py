@@ -1,25 +1,28 @@
-"""google-genai: function calling in rounds, both libraries, aiohttp, embeddings, and what is no model call."""
+"""google-genai: function calling in rounds, interactions, both libraries, aiohttp, and what is no model call."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
-from google import genai as genai_sdk
 from google.genai import _api_client, types
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug.demo.provider import Behaviour, Provider
 from otel_chatdebug.records import StepContent
 from otel_chatdebug.status import Status
-from tests.sdks.answers import GEMINI, embeddings
+from tests.sdks.answers import GEMINI, INTERACTIONS, embeddings
 from tests.sdks.callers import do, genai, run
 from tests.support.recording import Recording
 
 CALL: Any = {"model": "gemini-2.5-flash", "contents": "Hello?"}
+
+OLD = version("google-genai").startswith("1.")
+"""Its interactions have outputs, and not steps."""
 
 twins = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 
@@ -97,52 +100,72 @@ def test_what_is_no_model_call_makes_no_step(asynchronous: bool, provider: Provi
     assert recorded.runs == []
 
 
-INTERACTION = {
-    "id": "i-1",
-    "object": "interaction",
-    "model": "gemini-2.5-flash",
-    "role": "model",
-    "status": "completed",
-    "created": "2026-01-01T00:00:00Z",
-    "updated": "2026-01-01T00:00:00Z",
-    "outputs": [{"type": "text", "text": "Hello!"}],
-}
+@twins
+def test_what_is_said_in_an_interaction_is_read(asynchronous: bool, provider: Provider, recorded: Recording) -> None:
+    """And a stream says the same as an answer in one piece."""
+    name = "gemini_interactions_older.tools" if OLD else "gemini_interactions.tools"
+    api = replace(INTERACTIONS, whole_file=f"{name}.json", stream_file=f"{name}.sse")
+    provider.script(api.limited(), api.whole(), api.streamed())
+    asked: Any = {
+        "model": "gemini-3.8-flash",
+        "input": [{"type": "text", "text": "Hello?"}],
+        "system_instruction": "Be brief.",
+        "generation_config": {"temperature": 0.5, "tool_choice": "auto"},
+        "tools": [{"type": "function", "name": "get_weather", "parameters": {"type": "object"}}],
+    }
+
+    async def main() -> None:
+        client = genai(provider.url, retries=1)
+        owner = client.aio.interactions if asynchronous else client.interactions
+        assert (await do(owner.create(**asked))).id.startswith("v1_Chd")
+        stream = await do(owner.create(**asked, stream=True))
+        assert [item async for item in stream] if asynchronous else list(stream)
+
+    run(main())
+    assert {attempt.path for attempt in recorded.attempts} == {"/v1beta/interactions"}
+    assert [[a.response_status for a in recorded.of_step(step)] for step in recorded.steps] == [[429, 200], [200]]
+    assert [step.operation for step in recorded.steps] == ["generate", "stream"]
+    for step in recorded.steps:
+        assert (step.provider, step.model) == ("gcp.gemini", "gemini-3.8-flash")
+        assert step.status is Status.COMPLETED
+        assert step.usage == {
+            "input_tokens": 1200 if OLD else 1230,
+            "output_tokens": 84,
+            "total_tokens": 1284 if OLD else 1314,
+            "reasoning_tokens": 64,
+            "cache_read_tokens": 1024,
+        }
+        attributes = recorded.spans[step.id].attributes
+        assert attributes["gen_ai.operation.name"] == "generate_content"
+        assert attributes["gen_ai.request.temperature"] == 0.5
+        assert attributes["gen_ai.response.finish_reasons"] == ("requires_action",)
+        content = next(row for row in recorded.contents if isinstance(row, StepContent) and row.id == step.id)
+        assert content.normalized_request["tool_choice"] == {"mode": "auto"}
+        assert [message["role"] for message in content.normalized_request["messages"]] == ["system", "user"]
+        (said,) = content.normalized_response["messages"]
+        assert said["parts"][-1]["arguments"] == {"city": "Paris"}
+        assert [part["type"] for part in said["parts"]] == [
+            *([] if OLD else ["tool_call", "tool_result"]),
+            "tool_call",
+        ]
 
 
-def interaction_events() -> list[bytes]:
-    """A stream of the interactions API, which ends with ``[DONE]``."""
-    told: list[dict[str, Any]] = [
-        {"event_type": "interaction.start", "interaction": {**INTERACTION, "status": "in_progress", "outputs": []}},
-        {"event_type": "content.delta", "index": 0, "delta": {"type": "text", "text": "Hello!"}},
-        {"event_type": "interaction.complete", "interaction": INTERACTION},
-    ]
-    return [f"event: {event['event_type']}\ndata: {json.dumps(event)}\n\n".encode() for event in told] + [
-        b"event: done\ndata: [DONE]\n\n"
-    ]
+@twins
+def test_looking_after_an_interaction_makes_no_step(
+    asynchronous: bool, provider: Provider, recorded: Recording
+) -> None:
+    whole = INTERACTIONS.whole()
+    provider.script(whole, INTERACTIONS.whole())
 
-
-if hasattr(genai_sdk.Client, "interactions"):
-
-    @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-    def test_an_interaction_is_a_step(streamed: bool, provider: Provider, recorded: Recording) -> None:
-        """Its format is not known to us: what is said is kept raw."""
-        whole = Behaviour(body=json.dumps(INTERACTION).encode(), content_type="application/json")
-        stream = Behaviour(body=iter(interaction_events()), content_type="text/event-stream")
-        provider.script(stream if streamed else whole)
-
+    async def main() -> None:
         client = genai(provider.url)
-        asked: Any = {"model": "gemini-2.5-flash", "input": "Hello?"}
-        if streamed:
-            assert len(list(client.interactions.create(**asked, stream=True))) == 3
-        else:
-            assert client.interactions.create(**asked).id == "i-1"
+        owner = client.aio.interactions if asynchronous else client.interactions
+        await do(owner.get("v1_1"))
+        await do(owner.cancel("v1_1"))
 
-        step = recorded.step
-        assert (step.provider, step.model, step.status) == ("gcp.gemini", "gemini-2.5-flash", Status.COMPLETED)
-        assert recorded.attempt.path.endswith("/interactions")
-        assert "Hello!" in next(
-            str(row.normalized_response) for row in recorded.contents if isinstance(row, StepContent)
-        )
+    run(main())
+    assert len(provider.requests) == 2
+    assert recorded.runs == []
 
 
 if importlib.util.find_spec("httpx") and importlib.util.find_spec("httpx2"):

@@ -12,9 +12,9 @@ from opentelemetry import trace
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug.demo.provider import Behaviour, Provider
-from otel_chatdebug.records import StepContent
+from otel_chatdebug.records import StepContent, StepRecord
 from otel_chatdebug.status import Status
-from tests.sdks.answers import MISTRAL, embeddings
+from tests.sdks.answers import CONVERSATIONS, MISTRAL, embeddings
 from tests.sdks.callers import ASK, do, mistral, run
 from tests.support.recording import Recording
 
@@ -105,29 +105,84 @@ def test_what_is_no_model_call_makes_no_step(asynchronous: bool, provider: Provi
     assert recorded.runs == []
 
 
-CONVERSATION = {
-    "object": "conversation.response",
-    "conversation_id": "conv_1",
-    "outputs": [{"type": "message.output", "id": "msg_1", "role": "assistant", "content": "Hello!"}],
-    "usage": {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15},
-}
+@twins
+@pytest.mark.parametrize("call", ["start", "append", "restart"])
+def test_what_is_said_in_a_conversation_is_read(
+    call: str, asynchronous: bool, provider: Provider, recorded: Recording
+) -> None:
+    """And a stream says the same as an answer in one piece, its own tools included."""
+    api = replace(CONVERSATIONS, whole_file="mistral_conversations.tools.json", stream_file=TOOLS)
+    provider.script(CONVERSATIONS.limited(), api.whole(), api.streamed())
+    options = {"temperature": 0.5, "max_tokens": 9}
+    asked: dict[str, Any] = {"inputs": [{"role": "user", "content": "Hello?"}], "completion_args": options}
+    asked |= {
+        "start": {"model": "mistral-medium-latest", "instructions": "Be brief."},
+        "append": {"conversation_id": "conv_1"},
+        "restart": {"conversation_id": "conv_1", "from_entry_id": "msg_0"},
+    }[call]
+
+    async def main() -> None:
+        owner = mistral(provider.url, retries=1).beta.conversations
+        assert (await do(twin(owner, call, asynchronous)(**asked))).conversation_id == "conv_1"
+        stream = await do(twin(owner, f"{call}_stream", asynchronous)(**asked))
+        assert [item async for item in stream] if asynchronous else list(stream)
+
+    run(main())
+    whole, streamed = recorded.steps
+    path = {"start": "", "append": "/conv_1", "restart": "/conv_1/restart"}[call]
+    assert {attempt.path for attempt in recorded.attempts} == {f"/v1/conversations{path}"}
+    assert [[a.response_status for a in recorded.of_step(step)] for step in (whole, streamed)] == [[429, 200], [200]]
+    assert [step.operation for step in (whole, streamed)] == ["generate", "stream"]
+    for step in (whole, streamed):
+        assert (step.provider, step.status) == ("mistral_ai", Status.COMPLETED)
+        assert step.usage == {"input_tokens": 190, "output_tokens": 209, "total_tokens": 399}
+        assert recorded.spans[step.id].attributes["gen_ai.operation.name"] == "chat"
+        assert recorded.spans[step.id].attributes["gen_ai.request.temperature"] == 0.5
+        assert recorded.spans[step.id].attributes["gen_ai.usage.input_tokens"] == 190
+        content = content_of(recorded, step)
+        assert content.normalized_request["format"] == "mistral.conversations"
+        assert content.normalized_request["options"] == options
+        assert content.normalized_request["messages"][-1] == {
+            "role": "user",
+            "parts": [{"type": "text", "text": "Hello?"}],
+        }
+        (said,) = content.normalized_response["messages"]
+        assert [(part["type"], part["id"], part.get("name")) for part in said["parts"]] == [
+            ("tool_call", "tool_1", "code_interpreter"),
+            ("tool_result", "tool_1", "code_interpreter"),
+            ("tool_call", "D681PevKs", "get_weather"),
+        ]
+        assert said["parts"][-1]["arguments"] == {"city": "Paris"}
+        assert said["other"] == {"conversation_id": "conv_1"}
+
+
+TOOLS = "mistral_conversations.tools.sse"
+
+
+def content_of(recorded: Recording, step: StepRecord) -> StepContent:
+    return next(row for row in recorded.contents if isinstance(row, StepContent) and row.id == step.id)
+
+
+def test_an_error_in_the_stream_of_a_conversation(provider: Provider, recorded: Recording) -> None:
+    provider.script(replace(CONVERSATIONS, stream_file="mistral_conversations.errevent.sse").streamed())
+    list(mistral(provider.url).beta.conversations.start_stream(model="mistral-medium-latest", inputs="Hello?"))
+    assert recorded.step.status is Status.ERROR
+    assert (recorded.step.error["message"], recorded.step.error["code"]) == ("Internal server error", "3000")
 
 
 @twins
-def test_a_conversation_is_one_step_with_its_retry(asynchronous: bool, provider: Provider, recorded: Recording) -> None:
-    """Its format is not known to us: what is said is kept raw."""
-    answer = Behaviour(body=json.dumps(CONVERSATION).encode(), content_type="application/json")
-    provider.script(MISTRAL.limited(), answer)
+def test_looking_after_conversations_makes_no_step(asynchronous: bool, provider: Provider, recorded: Recording) -> None:
+    entries = {"object": "conversation.history", "conversation_id": "conv_1", "entries": []}
+    provider.script(Behaviour(body=json.dumps(entries).encode()), Behaviour(status=204, body=b""))
 
     async def main() -> None:
-        start = twin(mistral(provider.url, retries=1).beta.conversations, "start", asynchronous)
-        assert (await do(start(model="mistral-medium-latest", inputs="Hello?"))).conversation_id == "conv_1"
+        owner = mistral(provider.url).beta.conversations
+        await do(twin(owner, "get_history", asynchronous)(conversation_id="conv_1"))
+        await do(twin(owner, "delete", asynchronous)(conversation_id="conv_1"))
 
     run(main())
-    step = recorded.step
-    assert (step.provider, step.model, step.status) == ("mistral_ai", "mistral-medium-latest", Status.COMPLETED)
-    assert [(a.path, a.response_status) for a in recorded.attempts] == [("/v1/conversations", n) for n in (429, 200)]
-    assert "Hello!" in next(str(row.normalized_response) for row in recorded.contents if isinstance(row, StepContent))
+    assert len(provider.requests) == 2
+    assert recorded.runs == []
 
 
 def scope(span: Any) -> str:

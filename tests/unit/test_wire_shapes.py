@@ -52,6 +52,9 @@ def named(name: str) -> Transcript:
     return next(transcript for transcript in STREAMS + BODIES if transcript.name == name)
 
 
+UNREASONED = {"mistral.conversations"}
+"""Formats that never say why a model stopped."""
+
 HELLO = [{"type": "text", "text": "Hello, wörld!"}]
 CALL = {"type": "tool_call", "name": "get_weather", "arguments": {"city": "Paris"}}
 
@@ -62,8 +65,9 @@ def test_a_streamed_text_is_put_together(stream: Transcript) -> None:
     assert response["format"] == stream.format.name or stream.name.startswith("bedrock_invoke")
     [message] = response["messages"]
     thought = [{"type": "reasoning", "text": "Say hello."}] if message["parts"][0]["type"] == "reasoning" else []
-    assert message == {"role": "assistant", "parts": thought + HELLO, "finish_reason": ANY}
-    assert message["finish_reason"]
+    kept = {"other": {"conversation_id": "conv_1"}} if stream.format.name in UNREASONED else {}
+    assert message == {"role": "assistant", "parts": thought + HELLO, "finish_reason": ANY, **kept}
+    assert bool(message["finish_reason"]) is (stream.format.name not in UNREASONED)
 
 
 @pytest.mark.parametrize("stream", [s for s in STREAMS if ".tools" in s.name], ids=str)
@@ -73,7 +77,7 @@ def test_a_streamed_tool_call_is_put_together(stream: Transcript) -> None:
     call = message["parts"][-1]
     assert {key: call[key] for key in CALL} == CALL
     assert call["id"] or stream.format.name == "gemini"
-    assert message["finish_reason"]
+    assert bool(message["finish_reason"]) is (stream.format.name not in UNREASONED)
 
 
 @pytest.mark.parametrize("body", [b for b in BODIES if not b.name.split(".")[1].isdigit()], ids=str)
@@ -173,7 +177,52 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "tool_choice": {"type": "auto"},
         "temperature": 0.5,
     },
+    "mistral.conversations": {
+        "model": "m",
+        "instructions": "Be brief.",
+        "inputs": [
+            {
+                "type": "message.input",
+                "object": "entry",
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is it?"},
+                    {"type": "image_url", "image_url": f"data:image/png;base64,{PNG}"},
+                ],
+            },
+            {
+                "type": "function.call",
+                "object": "entry",
+                "tool_call_id": "1",
+                "name": "look",
+                "arguments": {"at": "it"},
+            },
+            {"type": "function.result", "object": "entry", "tool_call_id": "1", "result": "A cat."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": SCHEMA}}],
+        "completion_args": {"tool_choice": "auto", "temperature": 0.5},
+    },
+    "gemini.interactions": {
+        "model": "m",
+        "system_instruction": "Be brief.",
+        "input": [
+            {
+                "type": "user_input",
+                "content": [
+                    {"type": "text", "text": "What is it?"},
+                    {"type": "image", "mime_type": "image/png", "data": PNG},
+                ],
+            },
+            {"type": "function_call", "id": "1", "name": "look", "arguments": {"at": "it"}},
+            {"type": "function_result", "call_id": "1", "result": "A cat."},
+        ],
+        "tools": [{"type": "function", "name": "look", "description": "Looks.", "parameters": SCHEMA}],
+        "generation_config": {"tool_choice": "auto", "temperature": 0.5},
+    },
 }
+
+INPUT = {"openai.responses": "input", "gemini.interactions": "input", "mistral.conversations": "inputs"}
+"""Under which name a request has its messages, where it is not ``messages``."""
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -231,12 +280,29 @@ FILES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"type": "document", "title": "T", "source": {"type": "base64", "media_type": "application/pdf", "data": PNG}},
         {"type": "file", "media_type": "application/pdf", "bytes": 1028, "name": "T"},
     ),
+    (
+        "mistral.conversations",
+        {"type": "tool_file", "tool": "image_generation", "file_id": "f-1", "file_name": "a.png"},
+        {
+            "type": "file",
+            "media_type": None,
+            "bytes": None,
+            "id": "f-1",
+            "name": "a.png",
+            "other": {"tool": "image_generation"},
+        },
+    ),
+    (
+        "gemini.interactions",
+        {"type": "document", "mime_type": "application/pdf", "data": PNG},
+        {"type": "file", "media_type": "application/pdf", "bytes": 1028},
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "part", "expected"), FILES)
 def test_of_a_file_only_its_type_and_length_are_kept(name: str, part: dict[str, Any], expected: dict[str, Any]) -> None:
-    key = "input" if name == "openai.responses" else "messages"
+    key = INPUT.get(name, "messages")
     result = normalized(name, {key: [{"role": "user", "content": [part]}]})
     assert result["messages"][0]["parts"] == [expected]
 
@@ -244,7 +310,7 @@ def test_of_a_file_only_its_type_and_length_are_kept(name: str, part: dict[str, 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("unknown", [{"type": "hologram", "of": "x", "data": PNG}, 7, None, "a", ["a"]])
 def test_what_is_not_known_is_kept_raw_and_without_data(name: str, unknown: Any) -> None:
-    key = "input" if name == "openai.responses" else "messages"
+    key = INPUT.get(name, "messages")
     for messages in ([{"role": "user", "content": [unknown]}], [unknown]):
         result = normalized(name, {key: messages})
         [part] = result["messages"][0]["parts"]
@@ -288,6 +354,12 @@ STREAMED_TEXT: dict[str, Callable[[str], dict[str, Any]]] = {
         "type": "content_block_delta",
         "index": 0,
         "delta": {"type": "text_delta", "text": text},
+    },
+    "mistral.conversations": lambda text: {"type": "message.output.delta", "output_index": 0, "content": text},
+    "gemini.interactions": lambda text: {
+        "event_type": "step.delta",
+        "index": 0,
+        "delta": {"type": "text", "text": text},
     },
 }
 
