@@ -158,7 +158,8 @@ def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None,
     if reader is not None:
         # Its texts come in fragments, so they are redacted when they are whole; and what there had to be taken out
         # of them must not be read in the fragments either.
-        response = registry.response_so_far(reader, kept.pieces())
+        events: dict[str, Any] = {}
+        response = registry.response_so_far(reader, kept.pieces(), events)
         redacted = redactor.json_value(response)
         harmless = redacted == response and _has_nothing_to_add(attempt.recorder.redact, redacted)
         head = kept.head(KEPT_HEAD)
@@ -172,6 +173,7 @@ def _response(attempt: Attempt, kept: Kept, *, final: bool) -> tuple[str | None,
             complete=whole and len(head) == kept.total,
             fragments=harmless,
             total=kept.total - len(head) + len(lines),
+            parsed=events,
         )
         return body, redacted
     parsed = _load(kept.whole()) if attempt.received.holds_json and kept.is_whole else None

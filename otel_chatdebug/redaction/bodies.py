@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -40,8 +40,17 @@ _ORDINARY_EVENT = 8 * 1024
 
 _NAMES = re.compile(r'"([^"]*+)"\s*+:').findall
 """The names in a JSON text without escapes, at any depth. What stands in a value may be taken for a name, too."""
+_BETWEEN_TEXTS = re.compile(r"[,:{}\[\]]").search
+"""One of these stands between any two texts of a JSON. What holds one, and was found by `_NAMES`, may be no name, but
+have hidden one that begins with a colon."""
+
+_FEW_NAMES = 8
+"""Names that are no harmless ones: with more than these, lines are looked at one by one."""
+
 _SPECIAL_NAMES = frozenset({"name", "value", "properties"})
 """Names that may change how their neighbours are redacted."""
+
+_NOTHING: Mapping[str, Any] = {}
 
 _LINES_AT_ONCE = 8
 """Times the limit that is looked at of a body of lines: redaction may make long lines short."""
@@ -69,17 +78,19 @@ class Redactor(ValueRedactor):
         complete: bool = True,
         fragments: bool = True,
         total: int | None = None,
+        parsed: Mapping[str, Any] = _NOTHING,
     ) -> str | None:
         """A body as a text of at most ``limit`` bytes of UTF-8; None where there is none.
 
         ``framed``: it is a stream of lines (SSE, NDJSON), which are redacted one by one. ``complete``: no more will
         come; else an unfinished last line is left out for now. ``fragments``: False leaves out what the model says in
         pieces, because there is a secret in the whole, which no piece shows by itself. ``total``: how many bytes there
-        were, where ``data`` is only the beginning.
+        were, where ``data`` is only the beginning. ``parsed``: lines that are known to be JSON, as texts, and what
+        they are; those need not be parsed again.
         """
         total = max(len(data), total or 0)
         try:
-            return self._body(data, content_type, limit, framed, complete, fragments, total) if data else None
+            return self._body(data, content_type, limit, framed, complete, fragments, total, parsed) if data else None
         except Exception:
             return f"[REDACTED: {total} bytes]"
 
@@ -103,6 +114,7 @@ class Redactor(ValueRedactor):
         complete: bool,
         fragments: bool,
         total: int,
+        parsed: Mapping[str, Any],
     ) -> str:
         media_type = (content_type or "").partition(";")[0].strip().lower()
         start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -110,7 +122,7 @@ class Redactor(ValueRedactor):
         if framed or media_type in _LINES:
             if missing and (end := data.rfind(b"\n") + 1):  # the last line goes on in what is not there
                 missing, data = total - end, data[:end]
-            text, unseen = self._lines(data, limit, complete, fragments)
+            text, unseen = self._lines(data, limit, complete, fragments, parsed)
             return _cut(text, unseen + missing, limit)
         is_json = media_type.endswith(("/json", "+json"))
         if is_json or start in (b"{", b"["):
@@ -128,7 +140,9 @@ class Redactor(ValueRedactor):
         parsed = parse(_decode(data))
         return None if parsed is NO_JSON else dumps(self._value(parsed, 0))
 
-    def _lines(self, data: bytes, limit: int, complete: bool, fragments: bool) -> tuple[str, int]:
+    def _lines(
+        self, data: bytes, limit: int, complete: bool, fragments: bool, parsed: Mapping[str, Any]
+    ) -> tuple[str, int]:
         """The lines, redacted, until they are longer than ``limit``; and how many bytes were not looked at."""
         if data.lstrip()[:1] in (b"{", b"[") and (text := self._json(data)) is not None:
             return text, 0  # an error body where a stream was expected, or a stream of one line
@@ -141,6 +155,7 @@ class Redactor(ValueRedactor):
         if complete and last:
             lines.append(last)
         clean = self._clean_lines(lines, limit)
+        unchanged = self._unchanged(lines[:clean], parsed) if fragments and parsed else {}
         result: list[str] = []
         size = 0
         at = 0
@@ -151,10 +166,16 @@ class Redactor(ValueRedactor):
                 size += 1
                 at = end
                 continue
+            shown = unchanged.get(lines[at])
+            if shown is not None and not (end < len(lines) and lines[end].startswith("data:")):
+                result.append(shown)
+                size += len(shown) + 1
+                at = end
+                continue
             if lines[at].startswith("data:"):
                 while end < len(lines) and lines[end].startswith("data:"):
                     end += 1
-            for line in self._group(lines[at:end], fragments, at < clean):
+            for line in self._group(lines[at:end], fragments, at < clean, parsed):
                 result.append(line)
                 size += len(line) + 1
             at = end
@@ -175,25 +196,49 @@ class Redactor(ValueRedactor):
             count += 1
         return count if self._is_clean("\n".join(lines[:count])) else 0
 
-    def _group(self, lines: list[str], fragments: bool, clean: bool) -> list[str]:
+    def _unchanged(self, lines: list[str], parsed: Mapping[str, Any]) -> dict[str, str]:
+        """Those of ``lines``, which are clean, that redaction would leave as they are, and how they are shown: told
+        from all of them at once.
+
+        They are JSON, by ``parsed``, and have no escapes, so that each quotation mark begins or ends a text. `_NAMES`
+        then finds every name, but one that begins with a colon: there it may take what stands between two texts for a
+        name, and that has something in it (see `_BETWEEN_TEXTS`) which no harmless name has.
+        """
+        found = {}
+        for line in lines:
+            text = _payload(line)
+            if text in parsed and self._is_ordinary(text):
+                found[line] = text
+        names = set(_NAMES("\n".join(found.values())))
+        others = [name for name in names if not self._are_harmless((name,))]
+        if len(others) > _FEW_NAMES or any(map(_BETWEEN_TEXTS, others)):
+            return {}
+        quoted = [f'"{name}"' for name in others]
+        return {
+            line: text if text is line else f"data: {text}"
+            for line, text in found.items()
+            if not any(name in text for name in quoted)
+        }
+
+    def _group(self, lines: list[str], fragments: bool, clean: bool, parsed: Mapping[str, Any]) -> list[str]:
         """Neighbouring ``data:`` lines are one payload, which may be one JSON or (without blank lines) several."""
         if not lines[0].startswith("data:"):
-            return [self._line(lines[0], "", fragments, clean)]
+            return [self._line(lines[0], "", fragments, clean, parsed)]
         payloads = [line[5:].removeprefix(" ") for line in lines]
         if len(payloads) > 1 and any(_looks_like_json(text) and parse(text) is NO_JSON for text in payloads):
-            return [self._line("\n".join(payloads), "data: ", fragments, clean)]
-        return [self._line(payload, "data: ", fragments, clean) for payload in payloads]
+            return [self._line("\n".join(payloads), "data: ", fragments, clean, parsed)]
+        return [self._line(payload, "data: ", fragments, clean, parsed) for payload in payloads]
 
-    def _line(self, text: str, prefix: str, fragments: bool, clean: bool) -> str:
+    def _line(self, text: str, prefix: str, fragments: bool, clean: bool, parsed: Mapping[str, Any]) -> str:
         """``clean``: see `_is_clean`."""
         if not _looks_like_json(text):
             return prefix + (text if clean and '"' not in text else self._text(text))
-        parsed = parse(text)
-        if parsed is NO_JSON:
+        value = parsed[text] if text in parsed else parse(text)
+        if value is NO_JSON:
             return prefix + _no_json(len(text.encode("utf-8", "replace")))
         if not fragments:
-            return prefix + dumps(_without_fragments(self._value(parsed, 0)))
-        return prefix + (text if self._is_harmless(text, clean) else dumps(self._value(parsed, 0)))
+            return prefix + dumps(_without_fragments(self._value(value, 0)))
+        return prefix + (text if self._is_harmless(text, clean) else dumps(self._value(value, 0)))
 
     def _is_harmless(self, text: str, clean: bool = False) -> bool:
         """Whether redaction would leave all of this JSON as it is, told from its text: ten times as fast as walking it.
@@ -201,14 +246,24 @@ class Redactor(ValueRedactor):
         Nearly every event of a stream is: its names are the same as those of the last event, and it has no escapes,
         so its texts stand there as they are. A False is no statement.
         """
-        if len(text) > _ORDINARY_EVENT or "\\" in text or text.count("{") + text.count("[") > MAX_DEPTH:
-            return False
-        return self._are_harmless(tuple(_NAMES(text))) and (clean or self._is_clean(text))
+        return self._is_ordinary(text) and self._are_harmless(tuple(_NAMES(text))) and (clean or self._is_clean(text))
+
+    def _is_ordinary(self, text: str) -> bool:
+        """Whether the names in this JSON, and how deep it is, can be told from its text."""
+        return len(text) <= _ORDINARY_EVENT and "\\" not in text and text.count("{") + text.count("[") <= MAX_DEPTH
 
 
 def _are_harmless(known: Names, names: tuple[str, ...]) -> bool:
     """Whether these names say nothing about the values behind them. The events of a stream have the same ones."""
-    return all(name not in _SPECIAL_NAMES and known.key(name) == (Kind.OTHER, name) for name in names)
+    return all(
+        name not in _SPECIAL_NAMES and known.key(name) == (Kind.OTHER, name) and not _BETWEEN_TEXTS(name)
+        for name in names
+    )
+
+
+def _payload(line: str) -> str:
+    """What a line says, which has ``data:`` before it in SSE."""
+    return line[5:].removeprefix(" ") if line.startswith("data:") else line
 
 
 def _without_fragments(value: Any, within: bool = False) -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Text
 from otel_chatdebug.wire.reading import (
+    Parsed,
     add,
     count,
     error_from_body,
-    loads,
     mapping,
     name,
     request_options,
@@ -46,6 +46,7 @@ class AnthropicMessages:
     path = re.compile(r"/messages/?$|/publishers/anthropic/models/(?!count-tokens)[^/:]+:(?:streamR|r)awPredict$")
     # In a text that the model writes the quotes are escaped, so this finds only the structure.
     markers = re.compile(rb'"type":\s*"(?:message_(?:start|delta|stop)|error)"')
+    repeated = None
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
@@ -55,9 +56,9 @@ class AnthropicMessages:
             options=request_options(body),
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``."""
-        body = mapping(loads(data))
+        body = mapping(value)
         kind = name(body.get("type")) or event
         if kind == "message_start":
             self.read_json(facts, body.get("message"))
@@ -100,15 +101,15 @@ class AnthropicMessages:
             tool_choice=shapes.tool_choice(body.get("tool_choice")),
         )
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first block or message."""
         budgets = Budgets()
         facts = Facts()
         blocks: dict[int, _Block] = {}
         started = False
-        for event, data in events:
-            self.read_event(facts, event, data)
-            body = mapping(loads(data))
+        for event, value in events:
+            self.read_event(facts, event, value)
+            body = mapping(value)
             kind = name(body.get("type")) or event
             started = started or kind == "message_start"
             index = body.get("index")

@@ -15,11 +15,11 @@ from otel_chatdebug.blobs import without_blobs
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Draft
 from otel_chatdebug.wire.reading import (
+    Parsed,
     add,
     count,
     error_from_body,
     first_count,
-    loads,
     mapping,
     name,
     request_options,
@@ -52,6 +52,7 @@ class BedrockConverse:
     lines = False
     path = re.compile(r"/model/.+/converse(?:-stream)?/?$")
     markers = re.compile(rb"messageSt|metadata|error")
+    repeated = None
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
@@ -61,9 +62,9 @@ class BedrockConverse:
             options=request_options(body, "inferenceConfig"),
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``."""
-        kind, body = _event(event, data)
+        kind, body = _event(event, value)
         if kind == "messageStop":
             facts.terminal = True
             set_finish_reason(facts, 0, body.get("stopReason"))
@@ -102,15 +103,15 @@ class BedrockConverse:
             nested=("inferenceConfig",),
         )
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first block or message."""
         facts = Facts()
         draft = Draft(Budgets())
         trace: Any = None
         seen = False
-        for event, data in events:
-            self.read_event(facts, event, data)
-            kind, body = _event(event, data)
+        for event, value in events:
+            self.read_event(facts, event, value)
+            kind, body = _event(event, value)
             seen = seen or kind in EVENTS
             at = body.get("contentBlockIndex")
             if kind == "messageStart":
@@ -138,9 +139,9 @@ class BedrockConverse:
         return shapes.response(self.name, [made], facts, _warnings(body.get("trace")))
 
 
-def _event(event: str | None, data: bytes) -> tuple[str | None, Mapping[str, Any]]:
+def _event(event: str | None, value: Any) -> tuple[str | None, Mapping[str, Any]]:
     """What kind of event it is, and its body."""
-    body = mapping(loads(data))
+    body = mapping(value)
     if event is None and len(body) <= 2:  # Amazon's own models, when they are invoked
         for key in body:
             if key in EVENTS:

@@ -18,11 +18,11 @@ from otel_chatdebug.blobs import without_blobs
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Draft
 from otel_chatdebug.wire.reading import (
+    Parsed,
     add,
     count,
     error_from_body,
     items,
-    loads,
     mapping,
     name,
     request_options,
@@ -50,8 +50,8 @@ class Gemini:
     has_terminal = True
     lines = False
     path = re.compile(r":(?:streamG|g)enerateContent/?$")
-    # Nearly every chunk has usage, and a stream that is cut must keep what had come of it.
-    markers = re.compile(rb'"(?:finishReason"|usageMetadata"|promptFeedback"|error"(?!\s*:\s*null))')
+    markers = re.compile(rb'"(?:finishReason"|promptFeedback"|error"(?!\s*:\s*null))')
+    repeated = b'"usageMetadata"'
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
@@ -61,11 +61,10 @@ class Gemini:
             options=request_options(body, "generationConfig", "generation_config"),
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one chunk into ``facts``."""
-        body = loads(data)
-        self.read_json(facts, body)
-        blocked = mapping(mapping(body).get("promptFeedback")).get("blockReason")
+        self.read_json(facts, value)
+        blocked = mapping(mapping(value).get("promptFeedback")).get("blockReason")
         reasons = facts.finish_reasons
         facts.terminal = bool(blocked) or facts.terminal or (bool(reasons) and all(reasons))
         if event == "error" and facts.error is None:
@@ -116,9 +115,9 @@ class Gemini:
             nested=("generationConfig", "generation_config"),
         )
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first chunk."""
-        return self._put_together(loads(data) for _, data in events)
+        return self._put_together(value for _, value in events)
 
     def normalize_response(self, body: Any) -> dict[str, Any] | None:
         """A whole response in the common shape; None for what is none (an error body)."""

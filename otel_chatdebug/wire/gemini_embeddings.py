@@ -12,7 +12,7 @@ from typing import Any
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.gemini import Gemini, content_message, model_of
 from otel_chatdebug.wire.openai_completions import user_messages
-from otel_chatdebug.wire.reading import count, items, mapping
+from otel_chatdebug.wire.reading import Parsed, count, items, mapping
 from otel_chatdebug.wire.types import Facts, Usage
 
 
@@ -49,7 +49,7 @@ class GeminiEmbeddings(Gemini):
         known = ("content", "requests", "instances")
         return shapes.request(self.name, body, messages, known, model=model_of(path), nested=("parameters",))
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """Nothing: embeddings do not stream."""
         for _ in events:
             pass

@@ -19,11 +19,12 @@ from otel_chatdebug.blobs import decoded_length, without_blobs
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Draft
 from otel_chatdebug.wire.reading import (
+    DONE,
+    Parsed,
     add,
     count,
     error_from_body,
     items,
-    loads,
     mapping,
     name,
     request_options,
@@ -55,6 +56,7 @@ class GeminiInteractions:
     path = re.compile(r"/v\d\w*/(?:projects/[^/]+/locations/[^/]+/)?interactions/?$")
     # In a text that the model writes the quotes are escaped, so this finds only the structure.
     markers = re.compile(rb'"(?:event_type":\s*"(?:interaction\.|error")|usage":\s*\{|error"(?!\s*:\s*null))')
+    repeated = None
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for. An agent that is asked has its model itself."""
@@ -64,12 +66,12 @@ class GeminiInteractions:
             options=request_options(body, _CONFIG),
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``. A terminal event counts even where its data cannot be read."""
-        if data.strip() == b"[DONE]":
+        if value is DONE:
             facts.terminal = True
             return
-        body = mapping(loads(data))
+        body = mapping(value)
         kind = name(body.get("event_type")) or event or ""
         facts.usage = _usage(body.get("usage")) or facts.usage  # of all so far, where a step ends
         if kind.startswith("interaction."):
@@ -124,7 +126,7 @@ class GeminiInteractions:
             nested=(_CONFIG,),
         )
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first event.
 
         The steps in the last event are taken where it has any; mostly it has none, to be small.
@@ -134,11 +136,11 @@ class GeminiInteractions:
         steps: dict[int, _Step] = {}
         last: Mapping[str, Any] = {}
         seen = False
-        for event, data in events:
-            body = mapping(loads(data))
+        for event, value in events:
+            body = mapping(value)
             kind = name(body.get("event_type")) or event or ""
             if not kind.endswith(".delta"):  # they say nothing but text
-                self.read_event(facts, event, data)
+                self.read_event(facts, event, value)
             seen = seen or kind.startswith(("interaction.", "step.", "content."))
             if kind.startswith("interaction.complete"):
                 last = mapping(body.get("interaction"))

@@ -20,7 +20,18 @@ from otel_chatdebug.wire.openai_chat import OpenAIChat
 from otel_chatdebug.wire.openai_completions import OpenAICompletions
 from otel_chatdebug.wire.openai_embeddings import OpenAIEmbeddings
 from otel_chatdebug.wire.openai_responses import OpenAIResponses
-from otel_chatdebug.wire.reading import add, count, error_from_body, items, loads, mapping, name, request_options, total
+from otel_chatdebug.wire.reading import (
+    DONE,
+    Parsed,
+    add,
+    count,
+    error_from_body,
+    items,
+    mapping,
+    name,
+    request_options,
+    total,
+)
 from otel_chatdebug.wire.types import Facts, RequestFacts, Usage
 
 
@@ -31,10 +42,12 @@ class Speaker(Protocol):
     def has_terminal(self) -> bool: ...
     @property
     def markers(self) -> re.Pattern[bytes]: ...
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None: ...
+    @property
+    def repeated(self) -> bytes | None: ...
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None: ...
     def read_json(self, facts: Facts, body: Any) -> None: ...
     def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None: ...
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None: ...
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None: ...
     def normalize_response(self, body: Any) -> dict[str, Any] | None: ...
 
 
@@ -121,10 +134,11 @@ class Guess:
     lines = False
     path = re.compile("")
     markers = re.compile(rb'"error"(?!\s*:\s*null)')
+    repeated = None
 
-    def speaker(self, data: bytes) -> Speaker | None:
+    def speaker(self, value: Any) -> Speaker | None:
         """Who says this event of a stream, which is then read in its format."""
-        return answering(loads(data))
+        return answering(value)
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """The model, and whether a stream is asked for: nearly all APIs call them so."""
@@ -134,10 +148,10 @@ class Guess:
             options=request_options(body) if asking(body, path) else {},
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """An event that nobody is known to say: looks for an error, and for the end as OpenAI and its kin have it."""
-        facts.terminal = facts.terminal or data.strip() == b"[DONE]"
-        self.read_json(facts, loads(data))
+        facts.terminal = facts.terminal or value is DONE
+        self.read_json(facts, value)
 
     def read_json(self, facts: Facts, body: Any) -> None:
         """``detail`` may mean anything in a body that is not known to be an error."""
@@ -151,10 +165,10 @@ class Guess:
         speaker = asking(body, path)
         return speaker.normalize_request(body, path) if speaker else None
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """As whoever says the first event that tells; None where none does."""
         events = iter(events)
-        before: list[tuple[str | None, bytes]] = []
+        before: list[Parsed] = []
         for event in events:
             before.append(event)
             if speaker := self.speaker(event[1]):
@@ -175,9 +189,7 @@ _LOOKED_AT = 8
 """Events in search of who says them."""
 
 
-def _chained(
-    before: list[tuple[str | None, bytes]], events: Iterable[tuple[str | None, bytes]]
-) -> Iterable[tuple[str | None, bytes]]:
+def _chained(before: list[Parsed], events: Iterable[Parsed]) -> Iterable[Parsed]:
     yield from before
     yield from events
 
@@ -205,9 +217,9 @@ class BedrockInvoke(Guess):
         made["model"] = made["model"] or bedrock.model_of(path)
         return made
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """An event of a model that nobody is known to be: Bedrock's own counts, which end the stream."""
-        body = mapping(loads(data))
+        body = mapping(value)
         if metrics := mapping(body.get(_METRICS)):
             facts.terminal = True
             facts.usage = _metrics(metrics)

@@ -19,11 +19,11 @@ from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Draft
 from otel_chatdebug.wire.openai_chat import content_parts, function_tool, part_of, thoughts
 from otel_chatdebug.wire.reading import (
+    Parsed,
     add,
     count,
     error_from_body,
     items,
-    loads,
     mapping,
     name,
     request_options,
@@ -53,6 +53,7 @@ class MistralConversations:
     path = re.compile(r"/v1/conversations(?:/[^/]+(?:/restart)?)?/?$")
     # In a text that the model writes the quotes are escaped, so this finds only the structure.
     markers = re.compile(rb'"type":\s*"(?:conversation\.|error")|"object":\s*"error"|"detail":')
+    repeated = None
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for. An agent that is asked has its model itself."""
@@ -62,9 +63,9 @@ class MistralConversations:
             options=request_options(body, _ARGS),
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``. The end counts even where its data cannot be read."""
-        body = mapping(loads(data))
+        body = mapping(value)
         kind = name(body.get("type")) or event
         facts.terminal = facts.terminal or kind == _DONE
         if kind == _ERROR:
@@ -115,17 +116,17 @@ class MistralConversations:
             nested=(_ARGS,),
         )
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first event."""
         facts = Facts()
         draft = Draft(Budgets())
         conversation = None
         seen = False
-        for event, data in events:
-            body = mapping(loads(data))
+        for event, value in events:
+            body = mapping(value)
             kind = name(body.get("type")) or event or ""
             if kind != "message.output.delta" or facts.model is None:  # the others say nothing but text
-                self.read_event(facts, event, data)
+                self.read_event(facts, event, value)
             conversation = conversation or name(body.get("conversation_id"))
             seen = _add(draft, kind, body) or seen
         return self._response(facts, draft.message(), conversation) if seen else None

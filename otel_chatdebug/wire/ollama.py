@@ -15,10 +15,10 @@ from otel_chatdebug.wire.drafts import Budgets, Draft
 from otel_chatdebug.wire.openai_completions import user_messages
 from otel_chatdebug.wire.openai_embeddings import OpenAIEmbeddings
 from otel_chatdebug.wire.reading import (
+    Parsed,
     count,
     error_from_body,
     items,
-    loads,
     mapping,
     name,
     request_options,
@@ -38,6 +38,7 @@ class OllamaChat:
     lines = True
     path = re.compile(r"/api/chat/?$")
     markers = re.compile(rb'"(?:done":\s*true|error"(?!\s*:\s*null))')
+    repeated = None
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
@@ -47,11 +48,10 @@ class OllamaChat:
             options=request_options(body, "options"),
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one line into ``facts``."""
-        body = loads(data)
-        self.read_json(facts, body)
-        facts.terminal = facts.terminal or mapping(body).get("done") is True
+        self.read_json(facts, value)
+        facts.terminal = facts.terminal or mapping(value).get("done") is True
 
     def read_json(self, facts: Facts, body: Any) -> None:
         """Folds a whole response, a line of a stream or an error body into ``facts``."""
@@ -76,9 +76,9 @@ class OllamaChat:
             nested=("options",),
         )
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first line."""
-        return self._put_together((mapping(loads(data)) for _, data in events), Budgets())
+        return self._put_together((mapping(value) for _, value in events), Budgets())
 
     def normalize_response(self, body: Any) -> dict[str, Any] | None:
         """A whole response in the common shape; None for what is none (an error body)."""
@@ -176,7 +176,7 @@ class OllamaEmbeddings(OllamaChat):
         key = "prompt" if "prompt" in body else "input"
         return shapes.request(self.name, body, user_messages(body.get(key)), (key,), nested=("options",))
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """Nothing: embeddings do not stream."""
         return self._openai.assemble(events)
 

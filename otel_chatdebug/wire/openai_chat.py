@@ -15,12 +15,13 @@ from otel_chatdebug.blobs import decoded_length
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Draft, Text
 from otel_chatdebug.wire.reading import (
+    DONE,
+    Parsed,
     add,
     count,
     error_from_body,
     first_count,
     items,
-    loads,
     mapping,
     name,
     request_options,
@@ -28,8 +29,6 @@ from otel_chatdebug.wire.reading import (
     total,
 )
 from otel_chatdebug.wire.types import Facts, RequestFacts, Usage, WireError
-
-_DONE = b"[DONE]"
 
 
 class OpenAIChat:
@@ -43,7 +42,8 @@ class OpenAIChat:
     path = re.compile(r"/(?:chat|agents)/completions/?$|/publishers/mistralai/models/[^/:]+:(?:streamR|r)awPredict$")
     # One literal to start with keeps the scan at C speed (an alternation over the whole is four times slower).
     # [DONE] needs no mark here: events that short are always read.
-    markers = re.compile(rb'"(?:finish_reason":\s*"|usage":\s*\{|error"(?!\s*:\s*null))')
+    markers = re.compile(rb'"(?:finish_reason":\s*"|usage":\s+\{|error"(?!\s*:\s*null))')
+    repeated = b'"usage":{'  # xAI, Perplexity and, on request, vLLM have it in each chunk
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for. At Azure the path names the deployment, and the body mostly no model."""
@@ -53,12 +53,12 @@ class OpenAIChat:
             options=request_options(body),
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``."""
-        if data.strip() == _DONE:
+        if value is DONE:
             facts.terminal = True
         else:
-            self.read_json(facts, loads(data))
+            self.read_json(facts, value)
 
     def read_json(self, facts: Facts, body: Any) -> None:
         """Folds a whole body, or a chunk of a stream, into ``facts``."""
@@ -90,20 +90,23 @@ class OpenAIChat:
             tool_choice=shapes.tool_choice(choice),
         )
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first chunk."""
         budgets = Budgets()
         facts = Facts()
         choices: dict[int, _Choice] = {}
         warnings: list[shapes.Warning] = []
         seen = False
-        for _, data in events:
-            chunk = mapping(loads(data))
-            if not seen or self.markers.search(data):  # the others say nothing but text
-                self.read_json(facts, chunk)
-            for raw in items(chunk.get("choices")):
+        for _, value in events:
+            chunk = mapping(value)
+            given = items(chunk.get("choices"))
+            if not (seen and given) or chunk.get("usage") or "x_groq" in chunk or "error" in chunk:
+                self.read_json(facts, chunk)  # the others say nothing but text
+            for raw in given:
                 choice = mapping(raw)
                 index = choice.get("index", 0)
+                if reason := choice.get("finish_reason"):
+                    set_finish_reason(facts, index, reason)
                 if isinstance(index, int) and 0 <= index < shapes.MAX_PARTS:
                     choices.setdefault(index, _Choice(budgets)).add(choice)
             warnings += _warnings(chunk)

@@ -9,7 +9,7 @@ from typing import Any
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.openai_chat import OpenAIChat, deployment
 from otel_chatdebug.wire.openai_completions import user_messages
-from otel_chatdebug.wire.reading import mapping, name
+from otel_chatdebug.wire.reading import Parsed, mapping, name
 from otel_chatdebug.wire.types import Facts
 
 
@@ -28,7 +28,7 @@ class OpenAIEmbeddings(OpenAIChat):
         model = name(body.get("model")) or deployment(path)
         return shapes.request(self.name, body, user_messages(body.get("input")), ("input",), model=model)
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """Nothing: embeddings do not stream."""
         for _ in events:
             pass

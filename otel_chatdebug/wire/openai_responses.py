@@ -14,10 +14,10 @@ from typing import Any
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Draft
 from otel_chatdebug.wire.reading import (
+    Parsed,
     count,
     error_from_body,
     items,
-    loads,
     mapping,
     name,
     request_options,
@@ -48,6 +48,7 @@ class OpenAIResponses:
     path = re.compile(r"/responses/?$")
     # In a text that the model writes the quotes are escaped, so this finds only the structure.
     markers = re.compile(rb'"type":\s*"(?:response\.(?:created|completed|incomplete|failed|cancelled)|error)"')
+    repeated = None
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
@@ -57,9 +58,9 @@ class OpenAIResponses:
             options=request_options(body),
         )
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``. A terminal event counts even where its data cannot be read."""
-        body = mapping(loads(data))
+        body = mapping(value)
         kind = name(body.get("type")) or event
         if kind == "error":
             facts.error = facts.error or error_from_body(body) or WireError(type="error")
@@ -109,7 +110,7 @@ class OpenAIResponses:
             tool_choice=shapes.tool_choice(body.get("tool_choice")),
         )
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """What the stream said so far; None before its first event.
 
         The response in the terminal event is taken where there is one; before that, the items that are done, and the
@@ -119,9 +120,9 @@ class OpenAIResponses:
         open_items: dict[int, _Item] = {}
         last: Mapping[str, Any] = {}
         seen = False
-        for event, data in events:
-            self.read_event(facts, event, data)
-            body = mapping(loads(data))
+        for event, value in events:
+            self.read_event(facts, event, value)
+            body = mapping(value)
             kind = name(body.get("type")) or event or ""
             seen = seen or kind.startswith("response.")
             if kind in _TERMINAL:

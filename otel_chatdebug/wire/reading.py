@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from otel_chatdebug.wire.types import Facts, WireError
 
@@ -37,6 +37,26 @@ def loads(data: bytes | str) -> Any:
         return _parse(data if isinstance(data, str) else data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):  # RecursionError: a hundred thousand times "["
         return None
+
+
+DONE: Final[Any] = object()
+"""What stands for ``[DONE]``, the end of a stream in the words of OpenAI and its relatives: no JSON."""
+
+Parsed: TypeAlias = tuple[str | None, Any]
+"""An event's name, and what its data is: a JSON value, `DONE`, or None for what is neither."""
+
+
+def value_of(data: bytes | str) -> Any:
+    """What the data of an event is, see `Parsed`. Never raises."""
+    value = loads(data)
+    if value is None and len(data) < _LONGEST_DONE:
+        text = data if isinstance(data, str) else data.decode("utf-8", "replace")
+        return DONE if text.strip() == "[DONE]" else None
+    return value
+
+
+_LONGEST_DONE = 64
+"""Characters; it may have white space around it."""
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

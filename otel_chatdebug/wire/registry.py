@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -26,7 +28,7 @@ from otel_chatdebug.wire.openai_chat import OpenAIChat
 from otel_chatdebug.wire.openai_completions import OpenAICompletions
 from otel_chatdebug.wire.openai_embeddings import OpenAIEmbeddings
 from otel_chatdebug.wire.openai_responses import OpenAIResponses
-from otel_chatdebug.wire.reading import error_from_body, loads
+from otel_chatdebug.wire.reading import DONE, Parsed, error_from_body, value_of
 from otel_chatdebug.wire.sse import CR, Event, parse_block
 from otel_chatdebug.wire.sse import Framer as SSEFramer
 from otel_chatdebug.wire.types import Facts, RequestFacts
@@ -86,11 +88,16 @@ class Format(Protocol):
         anyway. It looks at every byte of a stream, so it should begin with one literal.
         """
 
+    @property
+    def repeated(self) -> bytes | None:
+        """What marks an event whose usage the next such event replaces, where most have it: of those without any other
+        marker only the last is read, and when somebody asks."""
+
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What a request asks for. Some APIs name the model in the path, and not in the body."""
 
-    def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
-        """Folds one event of a stream into ``facts``."""
+    def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
+        """Folds one event of a stream into ``facts``; ``value`` is what its data is, see `reading.Parsed`."""
 
     def read_json(self, facts: Facts, body: Any) -> None:
         """Folds a body that is not streamed, or an error body, into ``facts``."""
@@ -98,7 +105,7 @@ class Format(Protocol):
     def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
         """The request in the shape of `otel_chatdebug.wire.shapes`."""
 
-    def assemble(self, events: Iterable[tuple[str | None, bytes]]) -> dict[str, Any] | None:
+    def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """All events so far, put together to a response in the shape of `otel_chatdebug.wire.shapes`."""
 
     def normalize_response(self, body: Any) -> dict[str, Any] | None:
@@ -152,18 +159,28 @@ def normalize_response(format: Format, body: Any) -> dict[str, Any] | None:
     return made
 
 
-def assemble(format: Format | Speaker, events: Iterable[Event]) -> dict[str, Any] | None:
-    """A stream so far likewise; None while nothing has come, and for one that is nothing but an error."""
+def assemble(
+    format: Format | Speaker, events: Iterable[Event], parsed: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """A stream so far likewise; None while nothing has come, and for one that is nothing but an error.
+
+    ``parsed`` gets the data of its first events, as text, with the JSON that it is: see `PARSED`.
+    """
     first: list[Any] = []
-    whole = format.assemble(_first_kept(events, first))
+    whole = format.assemble(_parsed(events, first, parsed))
     if whole is not None or not first or error_from_body(first[0]):
         return whole
     return shapes.unknown_response(first)
 
 
-def response_so_far(reader: StreamReader, kept: Iterable[bytes]) -> dict[str, Any] | None:
-    """The normalised response of what ``reader`` has seen, whose beginning is ``kept``. Another thread may read on."""
-    made = assemble(reader.format, events(reader.framing, *kept))
+def response_so_far(
+    reader: StreamReader, kept: Iterable[bytes], parsed: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The normalised response of what ``reader`` has seen, whose beginning is ``kept``. Another thread may read on.
+
+    ``parsed``: as of `assemble`.
+    """
+    made = assemble(reader.format, events(reader.framing, *kept), parsed)
     if made is None:
         return None
     facts = reader.facts
@@ -177,15 +194,24 @@ def response_so_far(reader: StreamReader, kept: Iterable[bytes]) -> dict[str, An
     return made
 
 
-def _first_kept(events: Iterable[Event], first: list[Any]) -> Iterator[Event]:
-    """All ``events``; those at the beginning are put into ``first``, too."""
+PARSED = 64 * 1024
+"""Bytes of events whose values `assemble` hands on. What is shown of a stream is less: it is parsed once, and not once
+more where it is redacted."""
+
+
+def _parsed(events: Iterable[Event], first: list[Any], parsed: dict[str, Any] | None) -> Iterator[Parsed]:
+    """All ``events``, parsed; those at the beginning are put into ``first`` and ``parsed``, too."""
     size = 0
-    for event in events:
-        if size < shapes.MAX_PART:
-            value = loads(event[1])
-            first.append(event[1].decode("utf-8", "replace") if value is None else value)
-            size += len(event[1])
-        yield event
+    for name, data in events:
+        text = data.decode("utf-8", "replace")
+        value = value_of(text)
+        if size < PARSED:
+            if size < shapes.MAX_PART:
+                first.append(text if value is None or value is DONE else value)
+            if parsed is not None and isinstance(value, dict | list):
+                parsed[text] = value
+            size += len(data)
+        yield name, value
 
 
 FRAMINGS = (SSE, NDJSON, AWS_EVENT_STREAM, JSON_ARRAY)
@@ -208,6 +234,9 @@ def framing_by_start(format: Format, first_bytes: bytes) -> Framing | None:
         return NDJSON
     return next((framing for framing in FRAMINGS if framing.starts(start)), None)
 
+
+_UNREAD = 4
+"""Events with repeated usage that are kept to be read: the last is, or one before it where that is damaged."""
 
 _SHORT = 40
 """Bytes of data up to which an event is always read: ``[DONE]`` has nothing that marks it but its shortness."""
@@ -239,11 +268,13 @@ class StreamReader:
     """
 
     __slots__ = (
+        "_facts",
         "_framer",
         "_has_marker",
+        "_last",
+        "_repeated",
         "_unread",
         "events",
-        "facts",
         "faults",
         "format",
         "framing",
@@ -260,14 +291,29 @@ class StreamReader:
         self.framing = framing
         self.has_terminal = format.has_terminal if has_terminal is None else has_terminal
         """Whether a stream that ends without its terminal event is incomplete."""
-        self.facts = Facts()
+        self._facts = Facts()
+        self._last: deque[bytes] = deque(maxlen=_UNREAD)
+        """The blocks with repeated usage since it was read last."""
         self.events = 0
         """Events with data so far."""
         self.faults = 0
         self.last_fault: str | None = None
         self._framer = framing.framer()
         self._has_marker = format.markers.search
+        self._repeated = format.repeated
         self._unread = self.FIRST
+
+    @property
+    def facts(self) -> Facts:
+        """What is known so far. Not to be changed; while a stream goes on, mostly a new object each time."""
+        for block in reversed(list(self._last)):
+            event = self.framing.event(block)
+            last = Facts()
+            if event is not None:
+                self._read_event(last, event[0], value_of(event[1]))
+            if last.usage is not None:
+                return replace(self._facts, usage=last.usage)
+        return self._facts
 
     @property
     def oversized(self) -> int:
@@ -277,7 +323,7 @@ class StreamReader:
     @property
     def may_have_ended(self) -> bool:
         """Whether the stream may have ended as it should: an event that was too large to be read may have said so."""
-        return self.facts.terminal or not self.has_terminal or (self.oversized > 0 and not self._framer.skipping)
+        return self._facts.terminal or not self.has_terminal or (self.oversized > 0 and not self._framer.skipping)
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes of the body, decoded, split anywhere. Many events at once are cheapest."""
@@ -292,6 +338,8 @@ class StreamReader:
                 self._read(data[:-2])
             else:
                 self.events += 1
+                if self._repeated is not None and self._repeated in data:
+                    self._last.append(data)
             return
         for block in framer.feed(data):
             marked = self._unread or self._has_marker(block)
@@ -300,7 +348,7 @@ class StreamReader:
             elif marked or not _ORDINARY(block):
                 self._read(block)
             else:
-                self.events += 1
+                self._pass_over(block, block)
 
     def finish(self) -> None:
         """The end of the body. A last event that was not ended is none, as SSE has it; but if it is a terminal event
@@ -312,11 +360,12 @@ class StreamReader:
             return
         if event is None:
             return
+        name, value = event[0], value_of(event[1])
         trial = Facts()
-        self._read_event(trial, *event)
+        self._read_event(trial, name, value)
         if trial.terminal or trial.error:
             self.events += 1
-            self._read_event(self.facts, *event)
+            self._read_event(self._facts, name, value)
 
     def _see(self, block: bytes) -> None:
         """A block of any framing but SSE."""
@@ -331,7 +380,12 @@ class StreamReader:
         if self._unread or self._has_marker(data) or (name is not None and self._has_marker(name.encode())):
             self._read_whole(name, data)
         else:
-            self.events += 1
+            self._pass_over(block, data)
+
+    def _pass_over(self, block: bytes, data: bytes) -> None:
+        self.events += 1
+        if self._repeated is not None and self._repeated in data:
+            self._last.append(block)
 
     def _read(self, block: bytes) -> None:
         event = parse_block(block)
@@ -340,23 +394,29 @@ class StreamReader:
 
     def _read_whole(self, event: str | None, data: bytes) -> None:
         self.events += 1
+        value = value_of(data)
         if isinstance(self.format, Guess) and self._unread:
-            self._ask_who_speaks(self.format, data)
-        self._read_event(self.facts, event, data)
+            self._ask_who_speaks(self.format, value)
+        facts = self._facts
+        usage = facts.usage
+        self._read_event(facts, event, value)
+        if facts.usage is not usage:
+            self._last.clear()
         if self._unread:
-            known = self.facts.model is not None and self.facts.response_id is not None
+            known = facts.model is not None and facts.response_id is not None
             self._unread = 0 if known else self._unread - 1
 
-    def _ask_who_speaks(self, guess: Guess, data: bytes) -> None:
-        speaker = guess.speaker(data)
+    def _ask_who_speaks(self, guess: Guess, value: Any) -> None:
+        speaker = guess.speaker(value)
         if speaker is not None:
             self.format = speaker
             self.has_terminal = speaker.has_terminal
             self._has_marker = speaker.markers.search
+            self._repeated = speaker.repeated
 
-    def _read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+    def _read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         try:
-            self.format.read_event(facts, event, data)
+            self.format.read_event(facts, event, value)
         except Exception:  # ours, not the user's: the stream must go on; told through `faults`
             self._fault()
 

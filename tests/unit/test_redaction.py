@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_chatdebug.redaction import REDACTED, Redactor
+from otel_chatdebug.redaction import REDACTED, Redactor, bodies
+from otel_chatdebug.wire.reading import value_of
 from tests.support.transcripts import BODIES, STREAMS, Transcript
 
 redactor = Redactor()
@@ -658,7 +661,7 @@ _HARMLESS_OR_NOT = st.recursive(
     | st.sampled_from(
         [
             "Hello", "sk-proj-abc123def456", "Bearer abcdef123456", "https://u:p@h/x?key=1", "a\nb", 'say "hi"',
-            "AKIA" + "A1" * 8,
+            "AKIA" + "A1" * 8, ", ", ":", "{", '{"password": "hunter2"}', "'token': 'hunter2'",
         ]
     ),
     lambda inner: st.lists(inner, max_size=3)
@@ -666,7 +669,7 @@ _HARMLESS_OR_NOT = st.recursive(
         st.sampled_from(
             [
                 "id", "choices", "delta", "content", "api_key", "api key", "token", "usage", "max_tokens", "name",
-                "value", "headers", "data", "properties", "type", "password",
+                "value", "headers", "data", "properties", "type", "password", ":password", " : token", "a:b", "{",
             ]
         ),
         inner,
@@ -683,6 +686,95 @@ def test_an_event_that_is_taken_for_harmless_is_what_redaction_leaves_of_it(even
     found = redactor.body(f"data: {text}\n\n".encode(), "text/event-stream", framed=True)
     assert found is not None
     assert json.loads(found.removeprefix("data: ")) == redactor.json_value(event)
+
+
+class Thorough(Redactor):
+    """Takes nothing for harmless: every line is parsed and walked."""
+
+    def _is_harmless(self, text: str, clean: bool = False) -> bool:
+        return False
+
+    def _unchanged(self, lines: list[str], parsed: Mapping[str, Any]) -> dict[str, str]:
+        return {}
+
+
+EVENTS = st.lists(
+    st.dictionaries(st.sampled_from(["id", "choices", "delta", "secret", ":password"]), _HARMLESS_OR_NOT, max_size=3),
+    min_size=1,
+    max_size=8,
+)
+
+
+def of_json(line: str) -> Any:
+    """What a line says; itself where that is no JSON."""
+    try:
+        return json.loads(line.removeprefix("data: "))
+    except ValueError:
+        return line
+
+
+@given(
+    EVENTS,
+    st.randoms(use_true_random=False),
+    st.sampled_from(["data: {}\n\n", "data:{}\n\n", "event: delta\ndata: {}\n\n", "{}\n"]),
+    st.sampled_from([",", ", "]),
+)
+@settings(max_examples=500)
+def test_what_is_passed_over_together_is_what_redaction_leaves_line_by_line(
+    events: list[dict[str, Any]], chance: random.Random, frame: str, comma: str
+) -> None:
+    """Also where the lines are damaged: whatever the shortcuts skip, redaction by the longest way would not change."""
+    stream = "".join(frame.replace("{}", json.dumps(event, separators=(comma, ":"))) for event in events)
+    for _ in range(chance.choice([0, 0, 1, 3])):
+        at = chance.randrange(len(stream) + 1)
+        damage = ['"', ":", ",", "{", "}", "\n", "\\", " ", '"a":', '":password":"hunter2"', stream[at // 2 : at]]
+        piece = chance.choice(damage)
+        stream = stream[:at] + piece + stream[at + chance.choice([0, 1, 4]) :]
+    known = {}
+    for line in stream.split("\n"):
+        text = line.removeprefix("data:").removeprefix(" ")
+        if isinstance(value := value_of(text), dict | list):
+            known[text] = value
+    expected = Thorough().body(stream.encode(), "text/event-stream", framed=True)
+    for parsed in ({}, known):
+        shown = Redactor().body(stream.encode(), "text/event-stream", framed=True, parsed=parsed)
+        if shown is None:
+            assert expected is None
+            continue
+        assert expected is not None
+        assert list(map(of_json, shown.split("\n"))) == list(map(of_json, expected.split("\n")))
+
+
+@pytest.mark.parametrize("frame", ["data: {}\n\n", "{}\n"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"a":"b",":password":"hunter2"}'],
+        ['{"a": "b", " : password": "hunter2"}'],
+        ['["a",{":password":"hunter2"}]'],
+        ['{"a":"b"}', '{":password":"hunter2"}'],
+        ['{"a":"b"}', '[[{":password":"hunter2"}]]'],
+    ],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_name_that_begins_with_a_colon_does_not_hide_behind_a_text(known: bool, lines: list[str], frame: str) -> None:
+    """What stands between the two is not taken for the name."""
+    parsed = {line: json.loads(line) for line in lines} if known else {}
+    stream = "".join(frame.replace("{}", line) for line in lines).encode()
+    shown = Redactor().body(stream, "text/event-stream", framed=True, parsed=parsed)
+    assert shown is not None
+    assert "hunter2" not in shown
+
+
+def test_events_that_are_known_to_be_json_are_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [json.dumps({"choices": [{"delta": {"content": f"word {number}"}}]}) for number in range(100)]
+    stream = "".join(f"data: {line}\n\n" for line in lines).encode()
+    expected = Redactor().body(stream, "text/event-stream", framed=True)
+    monkeypatch.setattr(bodies, "parse", None)
+    known = {line: json.loads(line) for line in lines}
+    assert Redactor().body(stream, "text/event-stream", framed=True, parsed=known) == expected
+    unknown = Redactor().body(stream, "text/event-stream", framed=True) or ""
+    assert unknown.startswith("[REDACTED")  # what fails is redacted whole
 
 
 def test_an_ordinary_event_is_taken_for_harmless() -> None:

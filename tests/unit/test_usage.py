@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ def read(row: Row, values: dict[str, Any]) -> Usage | None:
         put(body, ".".join(filter(None, (row.place, name))), value)
     facts = Facts()
     if invoked:
-        row.format.read_event(facts, None, json.dumps(body).encode())
+        row.format.read_event(facts, None, body)
     else:
         row.format.read_json(facts, body)
     return facts.usage

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from otel_chatdebug.wire import registry, sse
 from otel_chatdebug.wire.framing import JSON_ARRAY, NDJSON, SSE, Framing
 from otel_chatdebug.wire.framing import events as events_in
+from otel_chatdebug.wire.reading import value_of
 from otel_chatdebug.wire.registry import StreamReader, error_from_body, find, framing, framing_by_start, generic
 from otel_chatdebug.wire.types import Facts, Usage, WireError
 from tests.support import frames
@@ -152,8 +153,97 @@ def test_every_event_is_counted_and_the_facts_are_those_of_all_events_read(strea
     events = list(events_in(stream.framing, stream.data))
     facts = Facts()
     for event, data in events:
-        reader.format.read_event(facts, event, data)
+        reader.format.read_event(facts, event, value_of(data))
     assert known(reader) == (facts, len(events))
+
+
+def eager(stream: Transcript, data: bytes) -> Facts:
+    """The facts of every event, each read when it comes."""
+    facts = Facts()
+    reader = StreamReader(stream.format, stream.framing)
+    for event, piece in events_in(stream.framing, data):
+        value = value_of(piece)
+        if isinstance(reader.format, type(generic)):
+            reader._ask_who_speaks(reader.format, value)
+        reader.format.read_event(facts, event, value)
+    return facts
+
+
+def gemini_chunk(number: int, **more: Any) -> dict[str, Any]:
+    said = {"content": {"parts": [{"text": f"word {number} "}], "role": "model"}, "index": number % 2}
+    usage = {"promptTokenCount": 12, "candidatesTokenCount": number, "totalTokenCount": 12 + number}
+    return {"candidates": [said], "usageMetadata": usage, "modelVersion": "m", "responseId": "r", **more}
+
+
+def xai_chunk(number: int, **more: Any) -> dict[str, Any]:
+    delta = {"content": f"word {number} "}
+    usage = {"prompt_tokens": 12, "completion_tokens": number, "total_tokens": 12 + number}
+    return {"id": "r", "model": "m", "choices": [{"index": 0, "delta": delta}], "usage": usage, **more}
+
+
+def repeating(path: str, chunk: Any, framing: Framing, end: list[dict[str, Any]]) -> Transcript:
+    """A stream that has its usage in each event."""
+    format = find(path)
+    assert format is not None
+    values = [chunk(number) for number in range(40)]
+    values[20] = chunk(20, usage=None, usageMetadata=None)  # one without
+    pieces = [json.dumps(value, separators=(",", ":")).encode() for value in values + end]
+    data = b"[" + b"\n,\n".join(pieces) + b"]" if framing is JSON_ARRAY else b"".join(map(sse_event, pieces))
+    return Transcript(f"{format.name}.{framing.name}", format, data, framing)
+
+
+def sse_event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+STREAM = "/v1beta/models/m:streamGenerateContent"
+BLOCKED = {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 9}}
+FAILED = {"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}}
+ENDS: list[list[dict[str, Any]]] = [
+    [{"candidates": [{"finishReason": "STOP", "index": 0}, {"finishReason": "STOP", "index": 1}]}],
+    [gemini_chunk(99, candidates=[{"finishReason": "STOP", "index": 0}, {"finishReason": "MAX_TOKENS", "index": 1}])],
+    [BLOCKED],
+    [FAILED],
+]
+REPEATING = [
+    *(repeating(STREAM, gemini_chunk, framing, end) for framing in (SSE, JSON_ARRAY) for end in ENDS),
+    repeating("/v1/chat/completions", xai_chunk, SSE, [{"choices": [{"index": 0, "finish_reason": "stop"}]}]),
+]
+
+
+@given(stream=st.sampled_from(REPEATING), chance=st.randoms(use_true_random=False))
+@settings(max_examples=300)
+def test_usage_that_is_repeated_is_that_of_the_last_event_wherever_a_stream_is_cut(
+    stream: Transcript, chance: random.Random
+) -> None:
+    """Of all facts nothing is missed, whoever looks at them in between, although most events are never parsed."""
+    data = stream.data[: chance.randrange(len(stream.data) + 1)]
+    reader = StreamReader(stream.format, stream.framing)
+    at = 0
+    while at < len(data):
+        end = at + chance.choice([1, 7, 300, 5000])
+        reader.feed(data[at:end])
+        at = end
+        if chance.random() < 0.1:
+            assert reader.facts == eager(stream, data[:at])
+    assert reader.facts == eager(stream, data)
+
+
+@pytest.mark.parametrize("stream", [REPEATING[0], REPEATING[4], REPEATING[-1]], ids=str)
+def test_events_that_repeat_the_usage_are_not_parsed(stream: Transcript, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    monkeypatch.setattr(registry, "value_of", lambda data: parsed.append(data) or value_of(data))
+    reader = read_stream(stream, stream.pieces())
+    assert reader.facts.usage is not None
+    assert (reader.events, len(parsed)) == (41, 3)  # the first, the one that ends it, and the last with usage
+
+
+def test_usage_is_kept_where_the_last_event_with_some_is_damaged() -> None:
+    stream = REPEATING[0]
+    events = stream.pieces()[:12]
+    broken = events[11].replace(b'"responseId"', b'"responseId')
+    reader = read_stream(stream, [*events[:11], broken])
+    assert reader.facts == eager(stream, b"".join(events[:11]))
 
 
 @streams
@@ -285,7 +375,7 @@ def test_no_json_makes_a_format_raise(format: registry.Format, value: Any, event
     facts = Facts()
     format.read_json(facts, value)
     data = json.dumps(value).encode()
-    format.read_event(facts, event, data)
+    format.read_event(facts, event, value_of(data))
     before = copy.deepcopy(value)
     if isinstance(value, dict):
         format.request_facts(value, "/v1/x")
@@ -303,7 +393,7 @@ def test_no_json_makes_a_format_raise(format: registry.Format, value: Any, event
 @pytest.mark.parametrize("data", [b"", b"[" * 200_000, b'{"a":' * 200_000, b"\xff\xfe", b"9" * 100_000, b"null"])
 def test_garbage_in_an_event_is_read_over(format: registry.Format, data: bytes) -> None:
     facts = Facts()
-    format.read_event(facts, None, data)
+    format.read_event(facts, None, value_of(data))
     assert facts == Facts()
 
 
@@ -712,7 +802,7 @@ def test_a_fault_of_a_format_is_counted_and_the_stream_goes_on() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(chat(), name)
 
-        def read_event(self, facts: Facts, event: str | None, data: bytes) -> None:
+        def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
             raise RuntimeError("ours")
 
     reader = StreamReader(Broken())
