@@ -50,8 +50,8 @@ class Gemini:
     has_terminal = True
     lines = False
     path = re.compile(r":(?:streamG|g)enerateContent/?$")
-    markers = re.compile(rb'"(?:finishReason"|promptFeedback"|error"(?!\s*:\s*null))')
-    repeated = b'"usageMetadata"'
+    markers = re.compile(rb'"(?:finishReason"|usageMetadata"|promptFeedback"|error"(?!\s*:\s*null))')
+    repeated = b'"usageMetadata'
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""

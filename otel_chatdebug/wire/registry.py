@@ -90,8 +90,8 @@ class Format(Protocol):
 
     @property
     def repeated(self) -> bytes | None:
-        """What marks an event whose usage the next such event replaces, where most have it: of those without any other
-        marker only the last is read, and when somebody asks."""
+        """How a marker begins that many events have: usage, which the next event with some replaces. Of the events with
+        this marker and no other only the last is read, and when somebody asks."""
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What a request asks for. Some APIs name the model in the path, and not in the body."""
@@ -269,8 +269,8 @@ class StreamReader:
 
     __slots__ = (
         "_facts",
+        "_find_marker",
         "_framer",
-        "_has_marker",
         "_last",
         "_repeated",
         "_unread",
@@ -299,7 +299,7 @@ class StreamReader:
         self.faults = 0
         self.last_fault: str | None = None
         self._framer = framing.framer()
-        self._has_marker = format.markers.search
+        self._find_marker = format.markers.search
         self._repeated = format.repeated
         self._unread = self.FIRST
 
@@ -334,21 +334,19 @@ class StreamReader:
             return
         if not self._unread and CR not in data and _ONE_ORDINARY(data) and framer.idle:
             # What nearly all of a stream is: one event in one piece, with nothing in it for us.
-            if self._has_marker(data):
-                self._read(data[:-2])
-            else:
+            marker = self._find_marker(data)
+            if marker is None:
                 self.events += 1
-                if self._repeated is not None and self._repeated in data:
-                    self._last.append(data)
+            elif not self._passes_over(data, data, marker):
+                self._read(data[:-2])
             return
         for block in framer.feed(data):
-            marked = self._unread or self._has_marker(block)
-            if not marked and self.events > _MANY and _is_small_talk(block):
+            marker = self._find_marker(block)
+            ordinary = _ORDINARY(block)
+            if marker is None and not self._unread and (ordinary or (self.events > _MANY and _is_small_talk(block))):
                 self.events += 1
-            elif marked or not _ORDINARY(block):
+            elif marker is None or not ordinary or not self._passes_over(block, block, marker):
                 self._read(block)
-            else:
-                self._pass_over(block, block)
 
     def finish(self) -> None:
         """The end of the body. A last event that was not ended is none, as SSE has it; but if it is a terminal event
@@ -377,15 +375,25 @@ class StreamReader:
         if event is None:
             return
         name, data = event
-        if self._unread or self._has_marker(data) or (name is not None and self._has_marker(name.encode())):
+        marker = self._find_marker(data)
+        if self._unread or (name is not None and self._find_marker(name.encode())):
             self._read_whole(name, data)
-        else:
-            self._pass_over(block, data)
+        elif marker is None:
+            self.events += 1
+        elif not self._passes_over(block, data, marker):
+            self._read_whole(name, data)
 
-    def _pass_over(self, block: bytes, data: bytes) -> None:
+    def _passes_over(self, block: bytes, data: bytes, marker: re.Match[bytes] | None) -> bool:
+        """Keeps an event with ``marker`` for later, where it has nothing but repeated usage."""
+        if self._unread or self._repeated is None:
+            return False
+        while marker is not None:
+            if not marker[0].startswith(self._repeated):
+                return False
+            marker = self._find_marker(data, marker.end())
         self.events += 1
-        if self._repeated is not None and self._repeated in data:
-            self._last.append(block)
+        self._last.append(block)
+        return True
 
     def _read(self, block: bytes) -> None:
         event = parse_block(block)
@@ -411,7 +419,7 @@ class StreamReader:
         if speaker is not None:
             self.format = speaker
             self.has_terminal = speaker.has_terminal
-            self._has_marker = speaker.markers.search
+            self._find_marker = speaker.markers.search
             self._repeated = speaker.repeated
 
     def _read_event(self, facts: Facts, event: str | None, value: Any) -> None:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +24,9 @@ from tests.sdks.answers import (
     Api,
 )
 from tests.sdks.conftest import is_installed
+
+GENAI = int(version("google-genai").split(".")[0]) if is_installed("google.genai") else 0
+"""Its major version: the first has interactions of outputs, the others of steps."""
 
 ASK: list[Any] = [{"role": "user", "content": "Hello?"}]
 
@@ -206,8 +210,11 @@ def _mistral() -> list[Caller]:
     ]
 
 
-def genai(url: str, retries: int = 0, timeout: float = LONG, **more: Any) -> Any:
-    """A client of any version; its async half goes through httpx or httpx2, also where aiohttp is installed."""
+def genai(url: str, retries: int = 0, timeout: float = LONG, *, told: bool = False, **more: Any) -> Any:
+    """A client of any version; its async half goes through httpx or httpx2, also where aiohttp is installed.
+
+    ``told``: it is told of ``retries`` also where there are none, since interactions are retried by themselves.
+    """
     from google import genai
     from google.genai import _api_client, types
 
@@ -215,17 +222,26 @@ def genai(url: str, retries: int = 0, timeout: float = LONG, **more: Any) -> Any
         import httpx2
 
         more["httpx_async_client"] = httpx2.AsyncClient()
-    retry = types.HttpRetryOptions(attempts=retries + 1, initial_delay=0.01, max_delay=0.02, jitter=0.01)
     options = types.HttpOptions(base_url=url, timeout=int(timeout * 1000), **more)
-    if retries:
-        options.retry_options = retry
-    return genai.Client(api_key="key", http_options=options)
+    delays = {"initial_delay": 0.01, "max_delay": 0.02, "jitter": 0.01}
+    if told and GENAI >= 2:  # attempts are retries, here, before version 3
+        options.retry_options = types.HttpRetryOptions(attempts=retries + (GENAI >= 3), **delays)
+    elif retries and not told:
+        options.retry_options = types.HttpRetryOptions(attempts=retries + 1, **delays)
+    client = genai.Client(api_key="key", http_options=options)
+    # Before version 3 there is no way to tell it to retry never.
+    if told and GENAI == 2:
+        client._api_client._http_options.retry_options.attempts = retries
+    if told and GENAI == 1:
+        client.interactions._client.max_retries = client.aio.interactions._client.max_retries = retries
+    return client
 
 
 def _genai() -> list[Caller]:
     ask: Any = {"model": "gemini-2.5-flash", "contents": "Hello?"}
     begin: Any = {"model": "gemini-3.8-flash", "input": "Hello?"}
-    interactions = OLDER_INTERACTIONS if version("google-genai").startswith("1.") else INTERACTIONS
+    interactions = OLDER_INTERACTIONS if GENAI == 1 else INTERACTIONS
+    interacting = partial(genai, told=True)
     return [
         Caller(
             "google-genai",
@@ -249,7 +265,7 @@ def _genai() -> list[Caller]:
             "google-genai",
             interactions,
             False,
-            genai,
+            interacting,
             lambda client: client.interactions.create(**begin),
             lambda client: client.interactions.create(**begin, stream=True),
         ),
@@ -257,7 +273,7 @@ def _genai() -> list[Caller]:
             "google-genai",
             interactions,
             True,
-            genai,
+            interacting,
             lambda client: client.aio.interactions.create(**begin),
             lambda client: client.aio.interactions.create(**begin, stream=True),
         ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -16,13 +15,10 @@ from otel_chatdebug.demo.provider import Behaviour, Provider
 from otel_chatdebug.records import StepContent
 from otel_chatdebug.status import Status
 from tests.sdks.answers import GEMINI, INTERACTIONS, embeddings
-from tests.sdks.callers import do, genai, run
+from tests.sdks.callers import GENAI, do, genai, run
 from tests.support.recording import Recording
 
 CALL: Any = {"model": "gemini-2.5-flash", "contents": "Hello?"}
-
-OLD = version("google-genai").startswith("1.")
-"""Its interactions have outputs, and not steps."""
 
 twins = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 
@@ -103,7 +99,7 @@ def test_what_is_no_model_call_makes_no_step(asynchronous: bool, provider: Provi
 @twins
 def test_what_is_said_in_an_interaction_is_read(asynchronous: bool, provider: Provider, recorded: Recording) -> None:
     """And a stream says the same as an answer in one piece."""
-    name = "gemini_interactions_older.tools" if OLD else "gemini_interactions.tools"
+    name = "gemini_interactions_older.tools" if GENAI == 1 else "gemini_interactions.tools"
     api = replace(INTERACTIONS, whole_file=f"{name}.json", stream_file=f"{name}.sse")
     provider.script(api.limited(), api.whole(), api.streamed())
     asked: Any = {
@@ -115,23 +111,23 @@ def test_what_is_said_in_an_interaction_is_read(asynchronous: bool, provider: Pr
     }
 
     async def main() -> None:
-        client = genai(provider.url, retries=1)
+        client = genai(provider.url, retries=1, told=True)
         owner = client.aio.interactions if asynchronous else client.interactions
         assert (await do(owner.create(**asked))).id.startswith("v1_Chd")
         stream = await do(owner.create(**asked, stream=True))
         assert [item async for item in stream] if asynchronous else list(stream)
 
     run(main())
-    assert {attempt.path for attempt in recorded.attempts} == {"/v1beta/interactions"}
+    assert {attempt.path.rpartition("/")[2] for attempt in recorded.attempts} == {"interactions"}
     assert [[a.response_status for a in recorded.of_step(step)] for step in recorded.steps] == [[429, 200], [200]]
     assert [step.operation for step in recorded.steps] == ["generate", "stream"]
     for step in recorded.steps:
         assert (step.provider, step.model) == ("gcp.gemini", "gemini-3.8-flash")
         assert step.status is Status.COMPLETED
         assert step.usage == {
-            "input_tokens": 1200 if OLD else 1230,
+            "input_tokens": 1200 if GENAI == 1 else 1230,
             "output_tokens": 84,
-            "total_tokens": 1284 if OLD else 1314,
+            "total_tokens": 1284 if GENAI == 1 else 1314,
             "reasoning_tokens": 64,
             "cache_read_tokens": 1024,
         }
@@ -145,7 +141,7 @@ def test_what_is_said_in_an_interaction_is_read(asynchronous: bool, provider: Pr
         (said,) = content.normalized_response["messages"]
         assert said["parts"][-1]["arguments"] == {"city": "Paris"}
         assert [part["type"] for part in said["parts"]] == [
-            *([] if OLD else ["tool_call", "tool_result"]),
+            *([] if GENAI == 1 else ["tool_call", "tool_result"]),
             "tool_call",
         ]
 

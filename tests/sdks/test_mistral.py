@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -58,6 +59,24 @@ def test_a_connection_that_is_cut_is_not_retried(asynchronous: bool, provider: P
     run(main())
     assert recorded.attempt.error["cause"] == "disconnected"
     assert recorded.attempt.error["retryable"] is False
+
+
+@twins
+def test_a_connection_that_is_reset_is_retried_by_newer_versions(
+    asynchronous: bool, provider: Provider, recorded: Recording
+) -> None:
+    """And what the failed attempt tells of it beforehand is what then happens."""
+    provider.script(MISTRAL.whole(cut_after=0, reset=True), MISTRAL.whole())
+
+    async def main() -> None:
+        client = mistral(provider.url, retries=1)
+        with nullcontext() if MAJOR > 1 else pytest.raises(Exception):  # noqa: PT011
+            await do(twin(client.chat, "complete", asynchronous)(**CALL))
+
+    run(main())
+    first, *more = recorded.attempts
+    assert first.error["cause"] == "connection_reset"
+    assert first.error["retryable"] is bool(more) is (MAJOR > 1)
 
 
 @twins
@@ -142,10 +161,8 @@ def test_what_is_said_in_a_conversation_is_read(
         content = content_of(recorded, step)
         assert content.normalized_request["format"] == "mistral.conversations"
         assert content.normalized_request["options"] == options
-        assert content.normalized_request["messages"][-1] == {
-            "role": "user",
-            "parts": [{"type": "text", "text": "Hello?"}],
-        }
+        asked_of = content.normalized_request["messages"][-1]
+        assert (asked_of["role"], asked_of["parts"]) == ("user", [{"type": "text", "text": "Hello?"}])
         (said,) = content.normalized_response["messages"]
         assert [(part["type"], part["id"], part.get("name")) for part in said["parts"]] == [
             ("tool_call", "tool_1", "code_interpreter"),

@@ -47,11 +47,17 @@ _PARAMETERS: Final = ("hook_ctx", "request", "stream", "retry_config")
 _REQUEST, _STREAM, _RETRY_CONFIG = 1, 3, 4
 """Their positions, ``self`` not counted. (The SDKs give them by name.)"""
 
+_LIMITS: Final = {"backoff": "time", "attempt-count-backoff": "count"}
+"""The strategies that retry, and what ends them; the second is google-genai's."""
+
 _RETRIED_EXCEPTIONS: Final = ("NetworkError", "TimeoutException")
 """Of httpx and of httpx2; where connection errors are retried at all."""
 
+_RETRIED_BY_FIRST: Final = ("ConnectError", "TimeoutException")
+"""The same of mistralai 1, which has its `MODULES` directly below its packages."""
 
-def _opener(provider: str) -> hooks.Opener:
+
+def _opener(provider: str, retried: tuple[str, ...]) -> hooks.Opener:
     def open_call(sdk: Any, args: hooks.Arguments, kwargs: dict[str, Any]) -> Call | None:
         found = recording()
         if found is None:
@@ -61,7 +67,7 @@ def _opener(provider: str) -> hooks.Opener:
         current = current_call(context)
         if current is not None:
             if current.sdk:
-                current.retries = _retries(config)
+                current.retries = _retries(config, retried)
             return None
         request = argument(_REQUEST, "request", args, kwargs)
         path = request.url.path
@@ -77,7 +83,7 @@ def _opener(provider: str) -> hooks.Opener:
             provider=provider,
             stream=argument(_STREAM, "stream", args, kwargs) is True,
         )
-        call.retries = _retries(config)
+        call.retries = _retries(config, retried)
         if config is not None:
             call.begin_step()
         return call
@@ -85,23 +91,25 @@ def _opener(provider: str) -> hooks.Opener:
     return open_call
 
 
-def _retries(config: Any) -> ListedRetries | None:
+def _retries(config: Any, retried: tuple[str, ...]) -> ListedRetries | None:
     """The rules of ``retry_config``, a pair of a `RetryConfig` and status codes; None where they cannot be told."""
     if config is None:
         return NEVER
     try:
         settings, codes = config
-        if settings.strategy != "backoff":
+        if settings.strategy not in _LIMITS:
             return NEVER
         codes = getattr(settings, "status_codes_override", None) or codes
-        return ListedRetries(codes, _RETRIED_EXCEPTIONS if settings.retry_connection_errors else (), None)
+        limit = (settings.max_retries or 0) if _LIMITS[settings.strategy] == "count" else None
+        return ListedRetries(codes, retried if settings.retry_connection_errors else (), limit)
     except Exception:
         return None
 
 
 def patches(module: ModuleType) -> Patches:
     """The methods, sync and async: of one class, or of two."""
-    opener = _opener(MODULES[module.__name__])
+    first = module.__name__.startswith("mistralai") and module.__name__.count(".") == 1
+    opener = _opener(MODULES[module.__name__], _RETRIED_BY_FIRST if first else _RETRIED_EXCEPTIONS)
     found = [
         Patch(owner, method, partial(around, opener))
         for owner in (getattr(module, name, None) for name in _OWNERS)
