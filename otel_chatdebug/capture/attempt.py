@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from time import time_ns
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.trace import Span
 
@@ -53,6 +53,9 @@ _BODILESS_STATUS = frozenset({204, 304})
 
 _UNFRAMED = frozenset({State.READING, State.BODY_LEFT, State.BODY_CLOSING})
 """States of a body that may still turn out to be framed."""
+
+BROKEN_CODING: Final = "content_decoding_error"
+"""The type of the error of a body that cannot be decoded."""
 
 _INCOMPLETE_MESSAGES = {
     INCOMPLETE_STREAM: "the stream ended without its terminal event",
@@ -338,7 +341,7 @@ class Attempt:
         found = outcome(
             ending,
             whole=self._is_whole(),
-            stream_error=stream_error.type if stream_error else None,
+            stream_error=stream_error.type if stream_error else BROKEN_CODING if self._coding_is_broken else None,
             status_error=status_error,
             raised=raised["type"] if raised else None,
         )
@@ -357,6 +360,13 @@ class Attempt:
             self._end_span(self.finished_ns)
         self.step.attempt_changed(self, at)
 
+    @property
+    def _coding_is_broken(self) -> bool:
+        """Whoever reads the body gets an exception, which only the client's library sees."""
+        decoder = self._decoder
+        ended = self.facts.terminal or (self.response_status or 0) >= 400
+        return decoder is not None and decoder.failed and not ended
+
     def _error(self, kind: str) -> dict[str, Any]:
         wire = self.facts.error
         if wire is not None and wire.type == kind:
@@ -364,8 +374,9 @@ class Attempt:
             error: dict[str, Any] = {"type": redacted(kind), "message": redacted(wire.message)}
             if wire.code:
                 error["code"] = redacted(wire.code)
-        elif self._raised is not None and self._raised["type"] == kind:
-            error = {**self._raised, "bytes_received": self.bytes_received}
+        elif kind == BROKEN_CODING or (self._raised is not None and self._raised["type"] == kind):
+            told = self._raised if kind != BROKEN_CODING else self._broken_coding()
+            error = {**(told or {}), "bytes_received": self.bytes_received}
             if self.reader is not None:
                 error["events"] = self.events
         else:
@@ -385,6 +396,17 @@ class Attempt:
         if self.retries is not None:
             self._tell_retries(error, self.retries)
         return error
+
+    def _broken_coding(self) -> dict[str, Any]:
+        coding = self.recorder.redactor.text(str(self.response_headers.get("content-encoding")))
+        told: dict[str, Any] = {
+            "type": BROKEN_CODING,
+            "message": f"the body is not what its content-encoding says: {coding}",
+            "cause": failures.Cause.DECODING.value,
+        }
+        if self.retries is not None:  # a stream was handed out before anybody could know
+            told["retryable"] = self.reader is None and self.retries.of_exception(failures.DecodingError())
+        return told
 
     def _tell_retries(self, error: dict[str, Any], retries: failures.Retries) -> None:
         """Whether the SDK sends a request again that failed so, and how often it still could."""

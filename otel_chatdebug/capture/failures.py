@@ -59,6 +59,10 @@ class Retries(Protocol):
         """Whether what the transport raised is retried."""
 
 
+class DecodingError(Exception):
+    """Stands for the one of httpx or httpx2, in the question whether an SDK retries it."""
+
+
 LONGEST_CHAIN: Final = 12
 """Exceptions of a chain of causes that are looked at; those of the libraries have five or six."""
 

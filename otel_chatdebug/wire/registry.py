@@ -363,7 +363,7 @@ class StreamReader:
         self._read_event(trial, name, value)
         if trial.terminal or trial.error:
             self.events += 1
-            self._read_event(self._facts, name, value)
+            self._fold(name, value)
 
     def _see(self, block: bytes) -> None:
         """A block of any framing but SSE."""
@@ -405,14 +405,16 @@ class StreamReader:
         value = value_of(data)
         if isinstance(self.format, Guess) and self._unread:
             self._ask_who_speaks(self.format, value)
-        facts = self._facts
-        usage = facts.usage
-        self._read_event(facts, event, value)
-        if facts.usage is not usage:
-            self._last.clear()
+        self._fold(event, value)
         if self._unread:
-            known = facts.model is not None and facts.response_id is not None
+            known = self._facts.model is not None and self._facts.response_id is not None
             self._unread = 0 if known else self._unread - 1
+
+    def _fold(self, event: str | None, value: Any) -> None:
+        usage = self._facts.usage
+        self._read_event(self._facts, event, value)
+        if self._facts.usage is not usage:
+            self._last.clear()
 
     def _ask_who_speaks(self, guess: Guess, value: Any) -> None:
         speaker = guess.speaker(value)

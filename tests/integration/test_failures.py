@@ -120,7 +120,6 @@ CASES: list[tuple[str, Callable[[], AbstractContextManager[str]], dict[str, Any]
     ("disconnected", answering(raw=b""), {}),
     ("protocol", answering(raw=b"220 mail.example ready\r\n\r\n"), {}),
     ("disconnected", answering(cut_after=2), {"stream": True}),
-    ("decoding", answering(body=b"no gzip", headers={"content-encoding": "gzip"}), {}),
 ]
 
 
@@ -138,15 +137,54 @@ def test_what_a_request_failed_of(
     with place() as url, pytest.raises(library.RequestError) as raised:
         send(library, asynchronous, url, **how)
     attempt = recorded.attempt
-    if cause == "decoding":  # the body came whole: it is the application's library that cannot read it
-        assert attempt.status is not Status.IN_PROGRESS
-        return
     assert attempt.status is Status.ERROR
     assert attempt.error["cause"] == cause
     assert attempt.error["type"] == f"{library.__name__}.{type(raised.value).__name__}"
     assert attempt.error["bytes_received"] == attempt.bytes_received
     assert "retryable" not in attempt.error  # no SDK has sent it
     assert recorded.step.error["cause"] == cause
+
+
+NO_GZIP: Any = {"body": b"this is no gzip", "headers": {"content-encoding": "gzip"}}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+def test_a_body_that_cannot_be_decoded(
+    library: ModuleType, asynchronous: bool, stream: bool, recorded: Recording
+) -> None:
+    """All of its bytes came, and only the library that decodes them for the application raises."""
+    with answering(**NO_GZIP)() as url, pytest.raises(library.DecodingError):
+        send(library, asynchronous, url, stream=stream)
+    attempt = recorded.attempt
+    assert (attempt.status, recorded.step.status) == (Status.ERROR, Status.ERROR)
+    assert attempt.error["cause"] == recorded.step.error["cause"] == "decoding"
+    assert attempt.error["type"] == "content_decoding_error"
+    assert "gzip" in attempt.error["message"]
+    assert attempt.error["bytes_received"] == len(NO_GZIP["body"])
+    assert "the answer's content coding is broken" in error_text(attempt.error)
+
+
+def test_an_sdk_tries_again_what_cannot_be_decoded_but_for_a_stream(recorded: Recording) -> None:
+    with Provider() as provider:
+        provider.script(Behaviour(**NO_GZIP), Behaviour(encoding="gzip"), Behaviour(**NO_GZIP))
+        with openai.OpenAI(base_url=f"{provider.url}/v1", api_key="key", max_retries=1) as client:
+            assert client.chat.completions.create(**BODY).choices
+            with pytest.raises(Exception, match=r"decompress|Connection error"):
+                list(client.chat.completions.create(**BODY, stream=True))
+    first, second, third = recorded.attempts
+    assert [step.status for step in recorded.steps] == [Status.COMPLETED, Status.ERROR]
+    assert [attempt.status for attempt in (first, second, third)] == [Status.ERROR, Status.COMPLETED, Status.ERROR]
+    assert {first.error["cause"], third.error["cause"], recorded.steps[1].error["cause"]} == {"decoding"}
+    assert (first.error["retryable"], third.error["retryable"]) == (True, False)
+
+
+def test_a_status_says_more_than_a_body_that_cannot_be_decoded(recorded: Recording) -> None:
+    with answering(**NO_GZIP, status=429)() as url, pytest.raises(httpx.DecodingError):
+        send(httpx, False, url)
+    assert recorded.attempt.error["status_code"] == 429
+    assert "cause" not in recorded.attempt.error
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import litellm
 import pytest
+from litellm.router import Router
 
 import otel_chatdebug as chatdebug
 from otel_chatdebug.capture import sdks
@@ -202,3 +203,45 @@ def test_its_functions_are_given_back(recorded: Recording) -> None:
     finally:
         sdks.instrument()
     assert litellm.completion is not patched[litellm, "completion"].__wrapped__  # on again
+
+
+@pytest.mark.parametrize("name", ["completion", "acompletion", "Router.completion", "Router.acompletion"])
+def test_a_version_that_does_not_fit_is_told_and_each_of_its_requests_is_a_step(
+    name: str,
+    provider: Provider,
+    recorded: Recording,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As if a later version had given it another name."""
+    provider.script(MESSAGES.limited(), MESSAGES.whole())
+    model, path, _ = MODELS[1]
+    asked = arguments(provider, model, path)
+    owner: Any = Router if "Router" in name else litellm
+    method = name.rpartition(".")[2]
+    sdks.uninstrument()
+    try:
+        monkeypatch.setattr(owner, "renamed", getattr(owner, method), raising=False)
+        monkeypatch.delattr(owner, method)
+        sdks.instrument()
+        told = [record for record in caplog.records if record.name == "otel_chatdebug"]
+        assert [(record.levelname, name in record.message) for record in told] == [("WARNING", True)]
+        assert told[0].message.startswith("litellm.router: " if owner is Router else "litellm: ")
+
+        async def main() -> None:
+            if owner is Router:
+                params = {key: value for key, value in asked.items() if key != "messages"}
+                known = {"model_name": "claude", "litellm_params": params}
+                router = Router([known], num_retries=1, retry_after=0)
+                await do(router.renamed(model="claude", messages=ASK))  # type: ignore[attr-defined]
+            else:
+                await do(litellm.renamed(**asked, num_retries=1))
+
+        drive(main(), method == "acompletion")
+    finally:
+        sdks.uninstrument()
+        monkeypatch.undo()
+        sdks.instrument()
+    assert [attempt.response_status for attempt in recorded.attempts] == [429, 200]
+    assert [len(recorded.of_step(step)) for step in recorded.steps] == [1, 1]
+    assert [step.status for step in recorded.steps] == [Status.ERROR, Status.COMPLETED]

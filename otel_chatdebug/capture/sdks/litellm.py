@@ -30,6 +30,9 @@ FUNCTIONS: Final = (
 )
 """Those that make a model call, of the module and of its ``Router``. Where one is missing it is done without."""
 
+REQUIRED: Final = ("completion", "acompletion")
+"""Those without which it is not the litellm that we know."""
+
 
 def _open_call(args: hooks.Arguments, kwargs: dict[str, Any]) -> Call | None:
     found = recording()
@@ -53,7 +56,7 @@ def _open_routed_call(router: Any, args: hooks.Arguments, kwargs: dict[str, Any]
 
 
 def patches(module: ModuleType) -> Patches:
-    """The functions that are there. litellm changes so often that none of them is required; but one."""
+    """The functions that are there. litellm changes so often that only the oldest of them are required."""
     if module.__name__ == "litellm":
         known = module.__dict__
         found = [
@@ -61,8 +64,9 @@ def patches(module: ModuleType) -> Patches:
             for name in FUNCTIONS
             if callable(known.get(name)) and not isinstance(known[name], type)
         ]
-        return found, [] if "completion" in known else ["completion"]
+        return found, [name for name in REQUIRED if name not in known]
     router = getattr(module, "Router", None)
     methods = router.__dict__ if isinstance(router, type) else {}
     around = partial(hooks.around_either_call, _open_routed_call)
-    return [Patch(router, name, around) for name in FUNCTIONS if callable(methods.get(name))], []
+    found = [Patch(router, name, around) for name in FUNCTIONS if callable(methods.get(name))]
+    return found, [f"Router.{name}" for name in REQUIRED if name not in methods]
