@@ -362,10 +362,10 @@ class Attempt:
 
     @property
     def _coding_is_broken(self) -> bool:
-        """Whoever reads the body gets an exception, which only the client's library sees."""
-        decoder = self._decoder
-        ended = self.facts.terminal or (self.response_status or 0) >= 400
-        return decoder is not None and decoder.failed and not ended
+        """Whoever has the body decoded gets an exception, of which we see that the reading ends there. (Who wants the
+        bytes as they came reads on.)"""
+        left = self.end_of_body_ns is None and not self.facts.terminal
+        return self.received.broken and left and (self.response_status or 0) < 400
 
     def _error(self, kind: str) -> dict[str, Any]:
         wire = self.facts.error

@@ -148,6 +148,12 @@ class Received:
         return self.decoded and not (decoder is not None and (decoder.failed or decoder.exhausted))
 
     @property
+    def broken(self) -> bool:
+        """It is not what its content coding says: whoever decodes it gets an exception. (An end that is missing, or
+        our limit, is something else.)"""
+        return self._decoder is not None and self._decoder.failed
+
+    @property
     def events(self) -> int:
         """Events of a stream so far."""
         return 0 if self.reader is None else self.reader.events
