@@ -949,6 +949,29 @@ def test_a_compressed_bomb_costs_a_few_mebibytes_and_stops_being_read(recorded: 
     assert recorded.attempt.bytes_received == sum(map(len, pieces))
 
 
+def test_a_reader_that_leaves_an_async_body_has_left_the_transports_generator_too(recorded: Recording) -> None:
+    """As without us: a connection is given back by then, and not whenever the event loop finds the time. (With httpx2;
+    httpx itself leaves it to the loop.)"""
+    twin, ended = Twin(httpx2, asynchronous=True), []
+
+    class Inner(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            try:
+                for event in EVENTS:
+                    yield event
+            finally:
+                ended.append("here")
+
+    async def main() -> None:
+        response = await twin.open(twin.answering(Inner()))
+        reader = response.stream.__aiter__()
+        assert await reader.__anext__() == EVENTS[0]
+        await reader.aclose()
+        assert ended == ["here"]
+
+    twin.run(main)
+
+
 # -- where requests come from
 
 
