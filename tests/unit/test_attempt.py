@@ -949,6 +949,46 @@ def test_a_compressed_bomb_costs_a_few_mebibytes_and_stops_being_read(recorded: 
     assert recorded.attempt.bytes_received == sum(map(len, pieces))
 
 
+def test_a_close_that_makes_another_reader_fail_is_a_close(twin: Twin, recorded: Recording) -> None:
+    """The reader's error comes before the close has returned, and is its doing: nobody else has broken anything off."""
+    begun, torn, failed = threading.Event(), threading.Event(), threading.Event()
+
+    class Torn(twin.library.SyncByteStream, twin.library.AsyncByteStream):  # type: ignore[misc,name-defined]
+        def __iter__(self) -> Iterator[bytes]:
+            yield EVENTS[0]
+            begun.set()
+            torn.wait(PATIENCE)
+            raise twin.library.ReadError("the socket was closed")
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for chunk in self:
+                yield chunk
+
+        def close(self) -> None:
+            torn.set()
+            assert failed.wait(PATIENCE)
+
+        async def aclose(self) -> None:
+            self.close()
+
+    async def read(response: Any) -> None:
+        with suppress(twin.library.ReadError):
+            async for _ in twin.chunks(response.stream):
+                pass
+        failed.set()
+
+    async def main() -> None:
+        response = await twin.open(twin.answering(Torn()))
+        reader = threading.Thread(target=lambda: asyncio.run(read(response)))
+        reader.start()
+        assert begun.wait(PATIENCE)
+        await twin.close(response)
+        reader.join(PATIENCE)
+
+    twin.run(main)
+    check(recorded, "interrupted", "early_close")
+
+
 def test_a_reader_that_leaves_an_async_body_has_left_the_transports_generator_too(recorded: Recording) -> None:
     """As without us: a connection is given back by then, and not whenever the event loop finds the time. (With httpx2;
     httpx itself leaves it to the loop.)"""
