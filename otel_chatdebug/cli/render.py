@@ -26,18 +26,6 @@ from otel_chatdebug.words import (
     short_count,
 )
 
-STALE_AFTER = 300.0
-"""Seconds; as ``Settings.stale_after``."""
-
-MESSAGES = 3
-"""The last messages of a request that are shown; the earlier ones are counted."""
-
-FIRST_MESSAGE = 60
-"""Characters of the first message that stand beside a run whose messages are not shown."""
-
-TEXT_LENGTH = 1000
-"""Characters of a text that are shown; the rest is counted."""
-
 ID_LENGTH = 8
 """Characters of an id in the list, or more where two would look the same."""
 
@@ -48,8 +36,6 @@ LEAST = 24
 """Characters of a first message that tell which one it is; for them the list of runs goes without other columns."""
 
 STATUS_STYLES = {"completed": "green", "error": "red", "interrupted": "yellow", "in_progress": "cyan"}
-
-_TOTALS = ("input_tokens", "output_tokens")
 
 
 def status(value: str) -> Text:

@@ -17,6 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from otel_chatdebug.cli.render import STATUS_STYLES, local_time, status
+from otel_chatdebug.settings import STALE_AFTER
 from otel_chatdebug.words import (
     END_REASONS,
     QUIET_AFTER,
@@ -32,9 +33,6 @@ from otel_chatdebug.words import (
     size,
     usage_text,
 )
-
-STALE_AFTER = 300.0
-"""Seconds; as ``Settings.stale_after``."""
 
 MESSAGES = 3
 """The last messages of a request that are shown; the earlier ones are counted."""

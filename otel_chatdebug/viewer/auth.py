@@ -102,6 +102,7 @@ class Hosts:
         return cls(frozenset(name.strip("[]").lower() for name in (host, *more)), addresses=not is_loopback(host))
 
     def allow(self, header: str) -> bool:
+        """Whether a ``Host`` header of that text is answered."""
         name = _hostname(header)
         if name is None:
             return False
@@ -152,6 +153,7 @@ class Access:
         return False
 
     def is_token(self, given: str) -> bool:
+        """Whether this is the token. Compared in constant time."""
         return self.token is not None and _same(given, self.token)
 
     def by_link(self, request: Request) -> Response | None:
@@ -314,6 +316,7 @@ def cookie_name(request: HTTPConnection) -> str:
 
 
 def form_cookie(request: HTTPConnection) -> str:
+    """As `cookie_name`, for `form_token`."""
     return f"chatdebug-form-{_port(request)}"
 
 

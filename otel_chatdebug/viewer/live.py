@@ -55,6 +55,7 @@ class News:
     """What changed before is not known: the database has just been found, or found again."""
 
     def concern(self, chat: str | None, run: str | None) -> bool:
+        """Whether a page about that chat, or that run, or about everything, has to know."""
         if self.everything or (run is None and chat is None):
             return True
         return run in self.runs if run is not None else chat in self.chats

@@ -19,6 +19,8 @@ UNKNOWN_ROLE = "unknown"
 
 
 class MessageCounts(TypedDict):
+    """What a snapshot tells of a chat's messages."""
+
     total: int
     """All messages, the deleted ones included: the sum of ``by_role``."""
     deleted: int

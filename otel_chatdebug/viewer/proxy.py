@@ -60,6 +60,8 @@ class Unreachable(Exception):
 
 
 class Answer(NamedTuple):
+    """What the owner has answered, to be passed on."""
+
     status: int
     content_type: str | None
     body: bytes
@@ -94,6 +96,7 @@ class _Request:
         self._ended = False
 
     def answer(self) -> Answer:
+        """Asks. Raises `Unreachable`."""
         assert self._parts.hostname is not None
         connection_type = _CONNECTIONS[self._parts.scheme]
         try:

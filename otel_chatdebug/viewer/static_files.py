@@ -23,6 +23,8 @@ MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "ima
 
 
 class File(NamedTuple):
+    """One of them, as it is sent."""
+
     content: bytes
     media_type: str
     etag: str

@@ -41,6 +41,7 @@ class Store:
             return self._engine
 
     def close(self) -> None:
+        """Closes the database. Who asks later opens it again."""
         with self._lock:
             self._engine = None
             if self._closing is not None:

@@ -255,7 +255,13 @@ def _text_conditions(connection: Connection, which: RunFilter) -> Iterator[Colum
         yield or_(
             _has_error(connection, runs, which.error),
             *(
-                exists().where(table.c.run_id == runs.c.id, _has_error(connection, table, which.error))
+                # With an offset PostgreSQL looks below each run. Else it may look once through all that ever failed.
+                exists(
+                    select(literal(1))
+                    .where(table.c.run_id == runs.c.id, _has_error(connection, table, which.error))
+                    .correlate(runs)
+                    .offset(0)
+                )
                 for table in (steps, attempts)
             ),
         )
