@@ -323,9 +323,6 @@ class Attempt:
             self._raised = payload
         if move.ending is not None:
             self._end(move.ending, at)
-        elif move.to is State.FINAL:  # its outcome is known already
-            self.rank, self.final, self.watch = AttemptRank.FINAL, True, None
-            self.step.attempt_changed(self, at)
         self.recorder.mark(self)
 
     def _end(self, ending: Ending, at: int) -> None:

@@ -340,3 +340,11 @@ def test_the_table_knows_no_client_no_clock_and_no_thread() -> None:
         "__future__", "collections.abc", "dataclasses", "enum", "typing", "otel_chatdebug.records",
         "otel_chatdebug.status",
     }  # fmt: skip
+
+
+def test_what_becomes_final_without_an_ending_has_had_a_final_one() -> None:
+    """Nothing is told at such a move: all is known already."""
+    silent = {state for (state, _), move in MOVES.items() if move.to is State.FINAL and move.ending is None}
+    entered = [move for (state, _), move in MOVES.items() if move.to in silent - {State.FINAL} and move.to is not state]
+    assert entered
+    assert all(move.ending is not None and move.ending.rank == AttemptRank.FINAL for move in entered)
