@@ -342,8 +342,6 @@ class LiveRun:
     def _maybe_finish(self, at: int) -> None:
         if self.final or self._scope_open or any(step.holds_run for step in self._steps.values()):
             return
-        if not self._totals and self._left_ns is None:
-            return  # an auto run whose first step is just about to start
         self._finish(max(at, self._left_ns or 0))
 
     def _finish(self, at: int) -> None:
