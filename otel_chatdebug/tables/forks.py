@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from otel_chatdebug.tables.backlog import Backlog, Pause
@@ -39,13 +40,16 @@ RESUME_SECONDS: Final = 5.0
 class Forks:
     """The forks that are going on in this process, as the thread that works with ``database`` sees them.
 
-    ``hurry`` ends what the thread waits for.
+    ``hurry`` ends what the thread waits for. ``load`` imports what it works with.
     """
 
-    def __init__(self, backlog: Backlog, hurry: threading.Event, database: OpenDatabase) -> None:
+    def __init__(
+        self, backlog: Backlog, hurry: threading.Event, database: OpenDatabase, load: Callable[[], None]
+    ) -> None:
         self._backlog = backlog
         self._hurry = hurry
         self._database = database
+        self._load = load
         self._going_on: list[None] = []
         """One for each fork. Changed by append and pop alone, which are atomic."""
         self._over = threading.Event()
@@ -84,6 +88,8 @@ class Forks:
         backlog = self._backlog
         while backlog.pauses:
             self._database.close()
+            if not self.loaded:
+                self._load()  # else each child would have to, and those that live for a moment have no time for it
             backlog.stand_aside()
             self._over.wait(RESUME_SECONDS)
             # What the pause itself has set is of no meaning any more. Cleared before it is looked who waits.

@@ -50,6 +50,9 @@ KEPT_SECONDS = 14 * 86_400.0
 CHUNK = 256
 """Records that are taken up at a time."""
 
+RECORDS_PER_LOOK = 32
+"""So many records are added between two looks at the time."""
+
 SETTLED_NS = 1_000_000_000
 """So long ago a file was written that its time tells it from the next writing, on any file system."""
 
@@ -107,6 +110,8 @@ class Spool:
     def keep(self, records: Iterable[Record], *, late: Callable[[], bool] = lambda: False) -> int:
         """Adds the records that have ended, those first that are worth most, until ``late``; how many were added.
 
+        The first ones are added however late it is: they take a millisecond, and are lost else.
+
         Raises ``OSError``, ``sqlite3.Error`` and `DatabaseError`; then none was.
         """
         identity = database.identity(self._url)
@@ -116,8 +121,8 @@ class Spool:
         ended = sorted((item for item in ended if item[0] >= Worth.CONTENT), key=lambda item: -item[0])
         kept, now = 0, time.time()
         with self._open(create=True) as connection, _transaction(connection):
-            for worth, record in ended:
-                if late():
+            for number, (worth, record) in enumerate(ended):
+                if number % RECORDS_PER_LOOK == RECORDS_PER_LOOK - 1 and late():
                     break
                 text = _encoded(record)
                 connection.execute(

@@ -59,8 +59,9 @@ BATCH_SIZE = 8 * 1024 * 1024
 CLOSE_MARGIN = 0.3
 """Seconds of a close's timeout that are kept for stopping what still runs and closing the connection."""
 
-SPOOL_SECONDS = 0.6
-"""The same for keeping in the spool what the database does not take."""
+SPOOL_SECONDS = 1.2
+"""The same for keeping in the spool what the database does not take. It takes milliseconds; but on a machine that is
+busy, the database is late for that reason, and so is this."""
 
 INTERRUPT_SECONDS = 0.2
 """How long a close waits for the thread after it interrupted a statement, before it takes over what waits."""
@@ -129,7 +130,7 @@ class Writer:
         self._database = OpenDatabase(self._url)
         self._elsewhere: list[None] = []
         """Has an item while the thread is in the database, and touches nothing of what waits. Who takes it has that."""
-        self._forks = Forks(self._backlog, self._hurry, self._database)
+        self._forks = Forks(self._backlog, self._hurry, self._database, _load_before_fork)
 
         # The thread's own.
         self._troubles = Troubles(self._url)
@@ -477,6 +478,11 @@ def _load() -> None:
     from otel_chatdebug.tables import deletion, liveness, merge, migrations, replicas, retention  # noqa: F401
 
     migrations.load()
+
+
+def _load_before_fork() -> None:
+    """The same, but for what only an upgrade takes: the parent does it once, and not each child for itself."""
+    from otel_chatdebug.tables import deletion, liveness, merge, replicas, retention  # noqa: F401
 
 
 _inherited: list[object] = []

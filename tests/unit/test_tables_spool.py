@@ -99,10 +99,17 @@ def test_it_is_bounded_content_goes_first_and_then_the_oldest(caplog: pytest.Log
     assert found == ["run 0", "run 1", "run 2", "run 3", "content 3", "run 4", "content 4"]
 
 
-def test_what_is_late_is_left_out_and_the_rest_is_kept() -> None:
+def test_what_is_late_is_left_out_and_the_rest_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "RECORDS_PER_LOOK", 1)
     answers = iter([False, False, True])
     assert make().keep([attempt_content(), ended_run("a"), ended_run("b")], late=lambda: next(answers)) == 2
     assert [record.id for record in taken()] == ["a", "b"]
+
+
+def test_a_few_are_kept_however_late_it_is() -> None:
+    kept = make().keep([ended_run(f"{number:03}") for number in range(100)], late=lambda: True)
+    assert 0 < kept < 50
+    assert len(taken()) == kept
 
 
 def test_a_write_that_fails_keeps_the_records() -> None:
