@@ -149,6 +149,11 @@ def _postgres(**settings: str) -> Postgres:
         pytest.skip(f"no PostgreSQL: {missing}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take long come first: else one of them, begun as the last, has the others wait for it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Figures that a test has recorded as ``said``, also where it passed in a process of its own."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):

@@ -31,6 +31,7 @@ def runs() -> list[dict[str, Any]]:
     return [json.loads(command("show", run["id"], "--json").stdout) for run in reversed(listed)]
 
 
+@pytest.mark.slow
 def test_the_demo_records_what_it_shows(chatdebug_home: Path) -> None:
     """Five runs, of which each ended as the application says; the picture is one, and nothing else is left."""
     done = command("demo", "--svg", str(chatdebug_home / "demo.svg"), PATH=os.defpath)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,35 +112,6 @@ def test_processes_that_upgrade_at_once_take_turns(database_url: str) -> None:
             process.kill()
             process.communicate()
     assert sorted(out for out, _ in said) == [f"{migrations.HEAD}\n", "None\n"]
-
-
-KILLED = """
-import os, signal, sys
-from sqlalchemy import event
-from otel_chatdebug.tables import database, migrations
-engine = database.open_engine(sys.argv[1])
-left = int(sys.argv[2])
-
-@event.listens_for(engine, "after_cursor_execute")
-def count(connection, cursor, statement, parameters, context, executemany):
-    global left
-    left -= statement.lstrip().upper().startswith(("CREATE", "ALTER", "INSERT", "UPDATE"))
-    if left <= 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-migrations.upgrade(engine)
-"""
-
-
-def test_a_kill_in_the_middle_leaves_nothing_half_done(engine: Engine, database_url: str) -> None:
-    """After the first statement that changes something, and after some more."""
-    for statements in (1, 12):
-        killed = subprocess.run([sys.executable, "-c", KILLED, database_url, str(statements)], cwd=ROOT, timeout=60)
-        assert killed.returncode == -signal.SIGKILL
-        assert migrations.examine(engine).state is State.EMPTY
-        assert described(engine) == {}
-    assert migrations.upgrade(engine) is None
-    assert migrations.examine(engine) == (State.CURRENT, migrations.HEAD, ())
 
 
 def test_an_older_database_is_brought_up_to_date_with_its_rows(engine: Engine) -> None:

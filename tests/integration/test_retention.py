@@ -149,6 +149,7 @@ def test_a_transaction_that_takes_long_is_followed_by_a_smaller_one(
     assert told == [8, 4, 2, 1, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_writers_are_not_held_up_by_a_large_removal(engine: Engine, database_url: str) -> None:
     """A writer that waits for half a second at most, as ours do, gets its turn all the while."""
     for number in range(0, 3000, 100):

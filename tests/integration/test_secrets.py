@@ -360,6 +360,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
         yield Left(places, sorted(runs, key=lambda run: run["started_at"]))
 
 
+@pytest.mark.slow
 def test_no_secret_is_anywhere(left: Left) -> None:
     """None of the markers is in the database, its -wal, the spans, the output, the logs, or what the CLI shows."""
     assert {"chatdebug.db", "chatdebug.db-wal", "spans"} <= left.places.keys()
@@ -367,6 +368,7 @@ def test_no_secret_is_anywhere(left: Left) -> None:
     assert sorted(found) == []
 
 
+@pytest.mark.slow
 def test_what_is_no_secret_is_kept(left: Left) -> None:
     """Messages, ids, names, token counts, and that there was something, are as they were."""
     assert [run["chat_id"] for run in left.runs] == ["secrets", "bare", "failing"]

@@ -575,6 +575,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield places
 
 
+@pytest.mark.slow
 def test_no_secret_is_anywhere(left: dict[str, str]) -> None:
     assert {"chatdebug.db", "chatdebug.db-wal", "telemetry"} <= left.keys()
     shown = [content for place, content in left.items() if place.startswith("curl ")]
@@ -584,6 +585,7 @@ def test_no_secret_is_anywhere(left: dict[str, str]) -> None:
     assert sorted(found) == []
 
 
+@pytest.mark.slow
 def test_counts_ids_and_messages_survive(left: dict[str, str]) -> None:
     """In the rows; the messages also on spans and in events."""
     asked = [content for place, content in left.items() if place.startswith("show ") and place.endswith("--json")]

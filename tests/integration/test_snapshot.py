@@ -145,6 +145,7 @@ def hang(provider: Provider, server: Served, chat: str, how: str) -> Behaviour:
     return behaviour
 
 
+@pytest.mark.slow
 def test_three_replicas(replica: Callable[..., Served], provider: Provider, postgres_url: str, tmp_path: Path) -> None:
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_CLOCK)
@@ -247,6 +248,7 @@ def test_three_replicas(replica: Callable[..., Served], provider: Provider, post
 ASKED = 1_000
 
 
+@pytest.mark.slow
 def test_a_replica_that_shuts_down_while_it_is_asked(replica: Callable[..., Served], provider: Provider) -> None:
     leaving, other = replica(), replica()
     hanging = hang(provider, leaving, "chat", "task")

@@ -96,6 +96,7 @@ def folded(history: Sequence[Record]) -> dict[tuple[type[Record], str], Record]:
     return {identity: reduce(records.merge, told) for identity, told in known.items()}
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the tables are emptied for each example
 @given(st.data())
 def test_any_history_gives_what_the_fold_in_python_gives(engines: list[Engine], data: st.DataObject) -> None:
@@ -134,7 +135,8 @@ def test_any_history_gives_what_the_fold_in_python_gives(engines: list[Engine], 
             assert {name: row[name] for name in as_row(record)} == as_row(record)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_writers_that_write_at_once_give_what_the_fold_in_python_gives(
     engines: list[Engine], data: st.DataObject

@@ -85,6 +85,7 @@ def visit(browser: Any, server: Served) -> Iterator[Callable[..., Visit]]:
     assert [fault for each in visits for fault in each.watch.faults] == []
 
 
+@pytest.mark.slow
 def test_every_page_in_every_look_and_readable_by_a_screen_reader(visit: Callable[..., Visit]) -> None:
     """A picture of each is kept; none scrolls sideways; axe finds nothing against WCAG 2.2 AA."""
     told = []

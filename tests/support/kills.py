@@ -30,7 +30,7 @@ TICK = 0.1
 TICKS_UNTIL_SAFE = 10
 """A second."""
 
-LONGEST_LIFE = 2.5
+LONGEST_LIFE = 2.0
 """Seconds that a child writes until it is killed, at most."""
 
 KILLED_EARLY = 0.2
@@ -39,10 +39,10 @@ KILLED_EARLY = 0.2
 LONGEST_START = 0.5
 """Seconds after the fork within which these are killed."""
 
-AT_ONCE = 10
+AT_ONCE = 6
 """Children."""
 
-PAUSE = 0.06
+PAUSE = 0.04
 """Seconds between two calls of a child."""
 
 
