@@ -56,8 +56,8 @@ RECORDS_PER_LOOK = 32
 SETTLED_NS = 1_000_000_000
 """So long ago a file was written that its time tells it from the next writing, on any file system."""
 
-BUSY_SECONDS = 0.5
-"""How long another process's transaction is waited for: they are short."""
+BUSY_SECONDS = 1.0
+"""How long another process's transaction is waited for: they are short, but several children may end at once."""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS records (
