@@ -19,6 +19,7 @@ from otel_chatdebug.wire.reading import (
     count,
     error_from_body,
     mapping,
+    model_in,
     name,
     request_options,
     set_finish_reason,
@@ -26,13 +27,8 @@ from otel_chatdebug.wire.reading import (
 )
 from otel_chatdebug.wire.types import Facts, RequestFacts, Usage, WireError
 
-_MODEL = re.compile(r"/models/([^/:]+):")
-
-
-def model_of(path: str) -> str | None:
-    """The model in ``.../publishers/anthropic/models/MODEL:rawPredict``."""
-    match = _MODEL.search(path)
-    return name(match[1]) if match else None
+MODEL_IN_PATH = re.compile(r"/models/([^/:]+):")
+"""The model in ``.../publishers/anthropic/models/MODEL:rawPredict``."""
 
 
 class AnthropicMessages:
@@ -51,7 +47,7 @@ class AnthropicMessages:
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
         return RequestFacts(
-            model=name(body.get("model")) or model_of(path),
+            model=name(body.get("model")) or model_in(path, MODEL_IN_PATH),
             stream=body.get("stream") is True,
             options=request_options(body),
         )
@@ -96,7 +92,7 @@ class AnthropicMessages:
             body,
             messages,
             ("system", "messages", "tools", "tool_choice"),
-            model=name(body.get("model")) or model_of(path),
+            model=name(body.get("model")) or model_in(path, MODEL_IN_PATH),
             tools=[shapes.tool(tool, "input_schema") for tool in shapes.listed(body.get("tools"))],
             tool_choice=shapes.tool_choice(body.get("tool_choice")),
         )

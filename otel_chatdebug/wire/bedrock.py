@@ -21,6 +21,7 @@ from otel_chatdebug.wire.reading import (
     error_from_body,
     first_count,
     mapping,
+    model_in,
     name,
     request_options,
     set_finish_reason,
@@ -28,18 +29,13 @@ from otel_chatdebug.wire.reading import (
 )
 from otel_chatdebug.wire.types import Facts, RequestFacts, Usage, WireError
 
-_MODEL = re.compile(r"/model/(.+)/(?:invoke|converse)[a-z-]*$")
+MODEL_IN_PATH = re.compile(r"/model/(.+)/(?:invoke|converse)[a-z-]*$")
+"""The model in ``/model/MODEL/converse``; that of an inference profile has slashes in it."""
 
 EVENTS = frozenset(
     {"messageStart", "contentBlockStart", "contentBlockDelta", "contentBlockStop", "messageStop", "metadata"}
 )
 """Of a stream: by the name of the frame, or, where Amazon's own models are invoked, as the only key of the event."""
-
-
-def model_of(path: str) -> str | None:
-    """The model in ``/model/MODEL/converse``; that of an inference profile has slashes in it."""
-    match = _MODEL.search(path)
-    return name(match[1]) if match else None
 
 
 class BedrockConverse:
@@ -57,7 +53,7 @@ class BedrockConverse:
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
         return RequestFacts(
-            model=model_of(path) or name(body.get("modelId")),
+            model=model_in(path, MODEL_IN_PATH) or name(body.get("modelId")),
             stream=path.rstrip("/").endswith("-stream"),
             options=request_options(body, "inferenceConfig"),
         )
@@ -97,7 +93,7 @@ class BedrockConverse:
             body,
             messages,
             ("system", "messages", "toolConfig", "modelId"),
-            model=model_of(path),
+            model=model_in(path, MODEL_IN_PATH),
             tools=[_tool(tool) for tool in shapes.listed(config.get("tools"))],
             tool_choice=_tool_choice(config.get("toolChoice")),
             nested=("inferenceConfig",),

@@ -24,6 +24,7 @@ from otel_chatdebug.wire.reading import (
     error_from_body,
     items,
     mapping,
+    model_in,
     name,
     request_options,
     set_finish_reason,
@@ -31,14 +32,9 @@ from otel_chatdebug.wire.reading import (
 )
 from otel_chatdebug.wire.types import Facts, RequestFacts, Usage, WireError
 
-_MODEL = re.compile(r"/(?:models|tunedModels|endpoints)/([^/:]+):")
+MODEL_IN_PATH = re.compile(r"/(?:models|tunedModels|endpoints)/([^/:]+):")
+"""The model in ``.../models/MODEL:generateContent``."""
 _UNSPECIFIED = "FINISH_REASON_UNSPECIFIED"
-
-
-def model_of(path: str) -> str | None:
-    """The model in ``.../models/MODEL:generateContent``."""
-    match = _MODEL.search(path)
-    return name(match[1]) if match else None
 
 
 class Gemini:
@@ -56,7 +52,7 @@ class Gemini:
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
         return RequestFacts(
-            model=model_of(path) or name(body.get("model")),
+            model=model_in(path, MODEL_IN_PATH) or name(body.get("model")),
             stream=":streamGenerateContent" in path,
             options=request_options(body, "generationConfig", "generation_config"),
         )
@@ -88,7 +84,7 @@ class Gemini:
         blocked = name(mapping(body.get("promptFeedback")).get("blockReason"))
         if blocked and not facts.finish_reasons:
             set_finish_reason(facts, 0, blocked)
-        facts.usage = _usage(body.get("usageMetadata")) or facts.usage
+        facts.usage = usage_of(body.get("usageMetadata"), _COUNTS) or facts.usage
         facts.error = facts.error or (error_from_body(body) if "error" in body else None)
 
     def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
@@ -109,7 +105,7 @@ class Gemini:
             body,
             messages,
             ("systemInstruction", "system_instruction", "contents", "tools", "toolConfig", "tool_config"),
-            model=model_of(path),
+            model=model_in(path, MODEL_IN_PATH),
             tools=[tool for given in shapes.listed(body.get("tools")) for tool in _tools(given)],
             tool_choice=_tool_choice(_get(body, "toolConfig")),
             nested=("generationConfig", "generation_config"),
@@ -234,21 +230,32 @@ def _get(given: Mapping[str, Any], key: str) -> Any:
 _SNAKE = re.compile(r"[A-Z]")
 
 
-def _usage(usage: Any) -> Usage | None:
+def usage_of(usage: Any, names: tuple[str, str, str, str, str, str]) -> Usage | None:
+    """Google's counts, where tools and thoughts stand beside prompt and answer, under ``names``: of the prompt, of what
+    tools read, of the answer, of the thoughts, of all, and of what was cached."""
     if not isinstance(usage, dict):
         return None
-    thoughts = count(usage.get("thoughtsTokenCount"))
-    answered = count(usage.get("candidatesTokenCount"))
-    # A model that has only thought so far, or was stopped there, sends no count of candidates.
+    prompt, tools, answered, thoughts, given, cached = (count(usage.get(name)) for name in names)
+    # A model that has only thought so far, or was stopped there, sends no count of an answer.
     output_tokens = add(answered, thoughts) if answered is not None else thoughts
-    input_tokens = add(count(usage.get("promptTokenCount")), count(usage.get("toolUsePromptTokenCount")))
+    input_tokens = add(prompt, tools)
     return Usage(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        total_tokens=total(usage.get("totalTokenCount"), input_tokens, output_tokens),
+        total_tokens=total(given, input_tokens, output_tokens),
         reasoning_tokens=thoughts,
-        cache_read_tokens=count(usage.get("cachedContentTokenCount")),
+        cache_read_tokens=cached,
     )
+
+
+_COUNTS = (
+    "promptTokenCount",
+    "toolUsePromptTokenCount",
+    "candidatesTokenCount",
+    "thoughtsTokenCount",
+    "totalTokenCount",
+    "cachedContentTokenCount",
+)
 
 
 def _candidate_warnings(candidate: Mapping[str, Any]) -> list[shapes.Warning]:

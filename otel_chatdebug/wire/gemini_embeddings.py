@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from otel_chatdebug.wire import shapes
-from otel_chatdebug.wire.gemini import Gemini, content_message, model_of
+from otel_chatdebug.wire.gemini import MODEL_IN_PATH, Gemini, content_message
 from otel_chatdebug.wire.openai_completions import user_messages
-from otel_chatdebug.wire.reading import Parsed, count, items, mapping
+from otel_chatdebug.wire.reading import Parsed, count, items, mapping, model_in
 from otel_chatdebug.wire.types import Facts, Usage
 
 
@@ -47,7 +47,9 @@ class GeminiEmbeddings(Gemini):
         for instance in items(body.get("instances")):
             messages += user_messages(mapping(instance).get("content", instance))
         known = ("content", "requests", "instances")
-        return shapes.request(self.name, body, messages, known, model=model_of(path), nested=("parameters",))
+        return shapes.request(
+            self.name, body, messages, known, model=model_in(path, MODEL_IN_PATH), nested=("parameters",)
+        )
 
     def assemble(self, events: Iterable[Parsed]) -> dict[str, Any] | None:
         """Nothing: embeddings do not stream."""

@@ -18,20 +18,19 @@ from typing import Any
 from otel_chatdebug.blobs import decoded_length, without_blobs
 from otel_chatdebug.wire import shapes
 from otel_chatdebug.wire.drafts import Budgets, Draft
+from otel_chatdebug.wire.gemini import usage_of
 from otel_chatdebug.wire.reading import (
     DONE,
     Parsed,
-    add,
-    count,
     error_from_body,
     items,
     mapping,
     name,
-    request_options,
+    plain_request_facts,
     set_finish_reason,
-    total,
+    taken_out,
 )
-from otel_chatdebug.wire.types import Facts, RequestFacts, Usage, WireError
+from otel_chatdebug.wire.types import Facts, RequestFacts, WireError
 
 _CONFIG = "generation_config"
 
@@ -39,6 +38,15 @@ _GOES_ON = frozenset({"in_progress", "queued", "unspecified"})
 """The status of an interaction that has not ended; with any other it has, or waits for the application."""
 
 _FAILED = "failed"
+
+_COUNTS = (
+    "total_input_tokens",
+    "total_tool_use_tokens",
+    "total_output_tokens",
+    "total_thought_tokens",
+    "total_tokens",
+    "total_cached_tokens",
+)
 
 _MEDIA = frozenset({"image", "document", "audio", "video"})
 _CONTENTS = frozenset({"text", *_MEDIA})
@@ -60,11 +68,7 @@ class GeminiInteractions:
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for. An agent that is asked has its model itself."""
-        return RequestFacts(
-            model=name(body.get("model")),
-            stream=body.get("stream") is True,
-            options=request_options(body, _CONFIG),
-        )
+        return plain_request_facts(body, _CONFIG)
 
     def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``. A terminal event counts even where its data cannot be read."""
@@ -73,7 +77,7 @@ class GeminiInteractions:
             return
         body = mapping(value)
         kind = name(body.get("event_type")) or event or ""
-        facts.usage = _usage(body.get("usage")) or facts.usage  # of all so far, where a step ends
+        facts.usage = usage_of(body.get("usage"), _COUNTS) or facts.usage  # of all so far, where a step ends
         if kind.startswith("interaction."):
             interaction = body.get("interaction", body)
             self.read_json(facts, interaction)
@@ -99,7 +103,7 @@ class GeminiInteractions:
             facts.error = facts.error or error_from_body(body)
         facts.model = facts.model or name(body.get("model"))
         facts.response_id = facts.response_id or name(body.get("id"))
-        facts.usage = _usage(body.get("usage")) or facts.usage
+        facts.usage = usage_of(body.get("usage"), _COUNTS) or facts.usage
         if status not in _GOES_ON and status != _FAILED:
             set_finish_reason(facts, 0, status)
 
@@ -112,10 +116,7 @@ class GeminiInteractions:
         if system := body.get("system_instruction"):
             messages.append(shapes.message("system", _content(system, budget)))
         messages += _messages(body.get("input"), budget)
-        choice = None
-        if isinstance(config := body.get(_CONFIG), dict) and "tool_choice" in config:
-            choice = config["tool_choice"]
-            body = {**body, _CONFIG: {key: value for key, value in config.items() if key != "tool_choice"}}
+        choice, body = taken_out(body, _CONFIG, "tool_choice")
         return shapes.request(
             self.name,
             body,
@@ -250,23 +251,6 @@ def _outputs(body: Mapping[str, Any]) -> list[Any]:
 
 def _type(value: Mapping[str, Any]) -> str:
     return name(value.get("type")) or ""
-
-
-def _usage(usage: Any) -> Usage | None:
-    if not isinstance(usage, dict):
-        return None
-    thoughts = count(usage.get("total_thought_tokens"))
-    answered = count(usage.get("total_output_tokens"))
-    # A model that has only thought so far, or was stopped there, may send no count of its answer.
-    output_tokens = add(answered, thoughts) if answered is not None else thoughts
-    input_tokens = add(count(usage.get("total_input_tokens")), count(usage.get("total_tool_use_tokens")))
-    return Usage(
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        total_tokens=total(usage.get("total_tokens"), input_tokens, output_tokens),
-        reasoning_tokens=thoughts,
-        cache_read_tokens=count(usage.get("total_cached_tokens")),
-    )
 
 
 def _error(interaction: Mapping[str, Any], status: str | None) -> WireError | None:

@@ -28,6 +28,7 @@ from otel_chatdebug.wire.reading import (
     error_from_body,
     items,
     mapping,
+    model_in,
     name,
     request_options,
     total,
@@ -206,7 +207,7 @@ class BedrockInvoke(Guess):
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """The model and whether a stream is wanted stand in the path."""
         return RequestFacts(
-            model=bedrock.model_of(path),
+            model=model_in(path, bedrock.MODEL_IN_PATH),
             stream=path.rstrip("/").endswith("-stream"),
             options=request_options(body, "inferenceConfig", "textGenerationConfig"),
         )
@@ -214,7 +215,7 @@ class BedrockInvoke(Guess):
     def normalize_request(self, body: Any, path: str) -> dict[str, Any] | None:
         """As whoever is asked in such words, with the model in the path."""
         made = super().normalize_request(body, path) or shapes.unknown_request(body)
-        made["model"] = made["model"] or bedrock.model_of(path)
+        made["model"] = made["model"] or model_in(path, bedrock.MODEL_IN_PATH)
         return made
 
     def read_event(self, facts: Facts, event: str | None, value: Any) -> None:

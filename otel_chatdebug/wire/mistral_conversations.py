@@ -26,7 +26,8 @@ from otel_chatdebug.wire.reading import (
     items,
     mapping,
     name,
-    request_options,
+    plain_request_facts,
+    taken_out,
     total,
 )
 from otel_chatdebug.wire.types import Facts, RequestFacts, Usage, WireError
@@ -57,11 +58,7 @@ class MistralConversations:
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for. An agent that is asked has its model itself."""
-        return RequestFacts(
-            model=name(body.get("model")),
-            stream=body.get("stream") is True,
-            options=request_options(body, _ARGS),
-        )
+        return plain_request_facts(body, _ARGS)
 
     def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``. The end counts even where its data cannot be read."""
@@ -102,10 +99,7 @@ class MistralConversations:
             messages.append(shapes.message("user", [shapes.text_part(given, budget)]))
         else:
             messages += [_message(entry, budget) for entry in shapes.listed(given)]
-        choice = None
-        if isinstance(args := body.get(_ARGS), dict) and "tool_choice" in args:
-            choice = args["tool_choice"]
-            body = {**body, _ARGS: {key: value for key, value in args.items() if key != "tool_choice"}}
+        choice, body = taken_out(body, _ARGS, "tool_choice")
         return shapes.request(
             self.name,
             body,

@@ -23,6 +23,7 @@ from otel_chatdebug.wire.reading import (
     first_count,
     items,
     mapping,
+    model_in,
     name,
     request_options,
     set_finish_reason,
@@ -135,8 +136,7 @@ class OpenAIChat:
 
 def deployment(path: str) -> str | None:
     """The deployment in a path of Azure OpenAI: ``/openai/deployments/NAME/chat/completions``."""
-    match = _DEPLOYMENT.search(path)
-    return name(match[1]) if match else None
+    return model_in(path, _DEPLOYMENT)
 
 
 _DEPLOYMENT = re.compile(r"/deployments/([^/?]+)/")

@@ -20,7 +20,7 @@ from otel_chatdebug.wire.reading import (
     items,
     mapping,
     name,
-    request_options,
+    plain_request_facts,
     set_finish_reason,
     total,
 )
@@ -52,11 +52,7 @@ class OpenAIResponses:
 
     def request_facts(self, body: Mapping[str, Any], path: str) -> RequestFacts:
         """What the request asks for."""
-        return RequestFacts(
-            model=name(body.get("model")),
-            stream=body.get("stream") is True,
-            options=request_options(body),
-        )
+        return plain_request_facts(body)
 
     def read_event(self, facts: Facts, event: str | None, value: Any) -> None:
         """Folds one event into ``facts``. A terminal event counts even where its data cannot be read."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
-from otel_chatdebug.wire.types import Facts, WireError
+from otel_chatdebug.wire.types import Facts, RequestFacts, WireError
 
 MAX_NAME = 256
 """Characters of a model's name, an id, a finish reason, an error's type or code."""
@@ -72,6 +72,12 @@ def items(value: Any) -> list[Any]:
 def name(value: Any) -> str | None:
     """A short text; None for anything else and for the empty text (Azure's first chunk has ``"model": ""``)."""
     return value[:MAX_NAME] if isinstance(value, str) and value else None
+
+
+def model_in(path: str, pattern: re.Pattern[str]) -> str | None:
+    """The model (or deployment) that a URL's path names: the group of ``pattern``."""
+    match = pattern.search(path)
+    return name(match[1]) if match else None
 
 
 def count(value: Any) -> int | None:
@@ -161,6 +167,21 @@ def request_options(body: Mapping[str, Any], *nested: str) -> dict[str, Any]:
         for key, value in group.items()
         if (found := option(key, value))
     )
+
+
+def plain_request_facts(body: Mapping[str, Any], *nested: str) -> RequestFacts:
+    """Of a request whose body has ``model``, ``stream`` and the options, these also in ``nested`` objects."""
+    return RequestFacts(
+        model=name(body.get("model")), stream=body.get("stream") is True, options=request_options(body, *nested)
+    )
+
+
+def taken_out(body: Mapping[str, Any], outer: str, key: str) -> tuple[Any, Mapping[str, Any]]:
+    """What an object in ``body`` has under ``key``, and the body without it."""
+    inner = body.get(outer)
+    if not isinstance(inner, dict) or key not in inner:
+        return None, body
+    return inner[key], {**body, outer: {name: value for name, value in inner.items() if name != key}}
 
 
 def strings(value: Any) -> list[str]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -71,27 +74,75 @@ def make(name: str, version: str) -> Path:
     return inside
 
 
-def run(name: str, version: str, arguments: list[str]) -> bool:
-    """Runs the SDKs' tests in one environment; True when all passed."""
-    inside = make(name, version)
-    print(f"-- SDKs {name}, Python {version}", flush=True)
-    command = [
-        str(inside),
-        "-m",
-        "pytest",
-        "-c",
-        "tests/sdks/pytest.ini",
-        "--confcutdir",
-        "tests/sdks",
-        "--quiet",
-        "--numprocesses",
-        "auto",
-        "tests/sdks",
-        *arguments,
-    ]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PYTEST_"))}
-    done = subprocess.run(command, cwd=ROOT, env=environment)
-    return done.returncode == 0
+@dataclass
+class Job:
+    """The SDKs' tests in one environment, and how they went."""
+
+    name: str
+    version: str
+    passed: bool = False
+    said: str = ""
+    """How pytest counts them, or why they did not run."""
+    output: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"SDKs {self.name}, Python {self.version}"
+
+
+def run(job: Job, arguments: list[str], *, processes: str, live: bool) -> Job:
+    """Runs the tests of ``job``; ``live``: what they say is shown at once, and not kept."""
+    begun = time.monotonic()
+    try:
+        inside = make(job.name, job.version)
+        command = [
+            str(inside),
+            "-m",
+            "pytest",
+            "-c",
+            "tests/sdks/pytest.ini",
+            "--confcutdir",
+            "tests/sdks",
+            "--quiet",
+            "--numprocesses",
+            processes,
+            "tests/sdks",
+            *arguments,
+        ]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PYTEST_"))}
+        pipe = None if live else subprocess.PIPE
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        job.passed = done.returncode == 0
+        job.output = done.stdout or ""
+        counted = [line for line in job.output.splitlines() if _COUNTED.search(line)]
+        job.said = counted[-1].strip("= ") if counted else f"exit status {done.returncode}"
+    except Exception as failure:  # uv, the network: the other environments go on
+        job.said = f"could not be made: {failure}"
+    job.seconds = time.monotonic() - begun
+    return job
+
+
+_COUNTED = re.compile(r"\d+ (?:passed|failed|error)")
+
+
+def run_side_by_side(jobs: list[Job], arguments: list[str]) -> None:
+    """Each in one process, as many at once as there are cores: what an environment imports, it imports once."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        running = [pool.submit(run, job, arguments, processes="0", live=False) for job in jobs]
+        for done, finished in enumerate(as_completed(running), 1):
+            job = finished.result()
+            print(f"-- {done} of {len(jobs)}: {job}: {job.said}, {job.seconds:.0f} s", flush=True)
+            if not job.passed:
+                print(job.output, flush=True)
+
+
+def table(jobs: list[Job], missing: list[str]) -> str:
+    """What ran, how it went and how long it took; and which Python was not there."""
+    rows = [("environment", "Python", "", "tests", "seconds")]
+    rows += [(job.name, job.version, "ok" if job.passed else "FAILED", job.said, f"{job.seconds:.0f}") for job in jobs]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, *(f"Python {version} was not found on this machine" for version in missing)])
 
 
 def main() -> int:
@@ -107,19 +158,24 @@ def main() -> int:
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     names = given.names or ((*NEWEST, *OLDER) if given.matrix else NEWEST)
     versions = given.pythons or (PYTHONS if given.matrix else [running])
-    failed = []
-    for version in versions:
-        if given.matrix and find_python(version) is None:
-            print(f"-- no Python {version} here", flush=True)
-            continue
-        for name in names:
-            begun = time.monotonic()
-            if not run(name, version, arguments):
-                failed.append(f"{name} on Python {version}")
-            print(f"-- {time.monotonic() - begun:.0f} s", flush=True)
+    missing = [version for version in versions if given.matrix and find_python(version) is None]
+    # The one that takes longest first, so that nothing is left to wait for at the end.
+    jobs = [Job(name, version) for name in names for version in versions if version not in missing]
+    begun = time.monotonic()
+    if given.matrix:
+        run_side_by_side(jobs, arguments)
+    else:
+        for job in jobs:
+            print(f"-- {job}", flush=True)
+            run(job, arguments, processes="auto", live=True)
+            print(f"-- {job.seconds:.0f} s", flush=True)
+    failed = [str(job) for job in jobs if not job.passed]
+    if given.matrix:
+        total = f"{len(jobs) - len(failed)} of {len(jobs)} passed, {time.monotonic() - begun:.0f} s in all"
+        print(f"\n{table(jobs, missing)}\n{total}", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or not jobs else 0
 
 
 if __name__ == "__main__":

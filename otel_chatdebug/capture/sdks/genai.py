@@ -8,7 +8,6 @@ Its async client sends through aiohttp where that is installed, and neither http
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
@@ -18,6 +17,8 @@ from otel_chatdebug.capture import hooks
 from otel_chatdebug.capture.calls import Call, current_call, is_model_path
 from otel_chatdebug.capture.sdks.patching import Patch, Patches, argument, recording, takes
 from otel_chatdebug.capture.sdks.retries import NEVER, ListedRetries
+from otel_chatdebug.wire.gemini import MODEL_IN_PATH
+from otel_chatdebug.wire.reading import model_in
 
 MODULES: Final = {"google.genai._api_client": "gcp.gemini"}
 """Module to patch, and the ``gen_ai.provider.name`` of its SDK."""
@@ -33,8 +34,6 @@ _PARAMETERS: Final = ("http_request", "http_options", "stream")
 
 _REQUEST, _OPTIONS, _STREAM = 0, 1, 2
 """Their positions, ``self`` not counted."""
-
-_MODEL: Final = re.compile(r"/models/([^/:]+):")
 
 _RETRIED_EXCEPTIONS: Final = ("TimeoutException", "ConnectError")
 """Of httpx and of httpx2; a connection that breaks later is not retried."""
@@ -52,14 +51,13 @@ def _opener(provider: str, module: ModuleType, *, asynchronous: bool) -> hooks.O
         path = urlsplit(request.url).path
         if not is_model_path(recorder, request.method.upper(), path):
             return None
-        model = _MODEL.search(path)
         call = Call(
             recorder,
             context,
             sdk=True,
             path=path,
             provider=VERTEX if getattr(sdk, "vertexai", False) else provider,
-            model=model[1] if model else None,
+            model=model_in(path, MODEL_IN_PATH),
             stream=argument(_STREAM, "stream", args, kwargs) is True,
         )
         call.retries = _retries(sdk, module, argument(_OPTIONS, "http_options", args, kwargs))
