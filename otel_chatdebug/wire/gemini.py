@@ -78,9 +78,7 @@ class Gemini:
         facts.model = facts.model or name(body.get("modelVersion"))
         facts.response_id = facts.response_id or name(body.get("responseId"))
         for candidate in map(mapping, items(body.get("candidates"))):
-            reason = candidate.get("finishReason")
-            if reason != _UNSPECIFIED:
-                set_finish_reason(facts, candidate.get("index", 0), reason)
+            _finish(facts, candidate.get("index", 0), candidate.get("finishReason"))
         blocked = name(mapping(body.get("promptFeedback")).get("blockReason"))
         if blocked and not facts.finish_reasons:
             set_finish_reason(facts, 0, blocked)
@@ -126,10 +124,15 @@ class Gemini:
         candidates: dict[int, _Candidate] = {}
         warnings: list[shapes.Warning] = []
         seen = False
+        usage: Any = None
         for chunk in map(mapping, chunks):
-            self.read_json(facts, chunk)
+            usage = chunk.get("usageMetadata") or usage
+            if not seen or facts.model is None or "error" in chunk or "promptFeedback" in chunk:
+                self.read_json(facts, chunk)  # the others say nothing but text, and the usage so far
             for candidate in map(mapping, items(chunk.get("candidates"))):
                 index = candidate.get("index", 0)
+                if reason := candidate.get("finishReason"):
+                    _finish(facts, index, reason)
                 if isinstance(index, int) and 0 <= index < shapes.MAX_PARTS:
                     candidates.setdefault(index, _Candidate(budgets)).add(candidate)
                 if len(warnings) < shapes.MAX_WARNINGS:
@@ -139,10 +142,16 @@ class Gemini:
             seen = seen or "candidates" in chunk or "promptFeedback" in chunk or "usageMetadata" in chunk
         if not seen:
             return None
+        facts.usage = usage_of(usage, _COUNTS) or facts.usage
         messages = [candidates[index].draft.message() for index in sorted(candidates)]
         if not messages and facts.finish_reasons:
             messages = [shapes.answer(None, [], facts.finish_reasons[0])]
         return shapes.response(self.name, messages, facts, warnings)
+
+
+def _finish(facts: Facts, index: Any, reason: Any) -> None:
+    if reason != _UNSPECIFIED:
+        set_finish_reason(facts, index, reason)
 
 
 class _Candidate:

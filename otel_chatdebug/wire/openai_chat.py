@@ -155,9 +155,14 @@ class _Choice:
 
     def add(self, choice: Mapping[str, Any]) -> None:
         draft = self._draft
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and len(delta) == 1 and isinstance(said := delta.get("content"), str):
+            draft.text(said)  # what nearly every event is
+            draft.finish_reason = name(choice.get("finish_reason")) or draft.finish_reason
+            return
         draft.text(choice.get("text"))  # the older completions have no delta
         draft.finish_reason = name(choice.get("finish_reason")) or draft.finish_reason
-        delta = mapping(choice.get("delta"))
+        delta = mapping(delta)
         draft.role = draft.role or name(delta.get("role"))
         # Two names for the same: DeepSeek and vLLM say reasoning_content, Groq and OpenRouter reasoning.
         draft.reasoning(delta.get("reasoning_content") or delta.get("reasoning"))

@@ -27,14 +27,19 @@ MAX_COUNT = 2**53
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
 """As protobuf spells it in JSON."""
 
-_parse = json.JSONDecoder(parse_constant=str).decode
+_decoder = json.JSONDecoder(parse_constant=str)
 """NaN and Infinity become text: they are no JSON, and PostgreSQL would refuse the row."""
 
 
 def loads(data: bytes | str) -> Any:
     """The JSON value, or None for what is none. Invalid UTF-8 becomes U+FFFD; never raises."""
+    text = data if isinstance(data, str) else data.decode("utf-8", "replace")
     try:
-        return _parse(data if isinstance(data, str) else data.decode("utf-8", "replace"))
+        if text.startswith("{"):  # `decode` searches for white space around it, which mostly is not there
+            value, end = _decoder.raw_decode(text)
+            if end == len(text):
+                return value
+        return _decoder.decode(text)
     except (ValueError, RecursionError):  # RecursionError: a hundred thousand times "["
         return None
 
