@@ -32,7 +32,8 @@ CALL: Final = create_key("chatdebug-call")
 LOCAL_ROOT: Final = "_chatdebug_local_root"
 """Attribute of an SDK span object (not a span attribute): its `LocalRoot`. Set by our span processor."""
 
-ROOT, CHILD = "root", "child"
+CHILD: Final = "child"
+"""A value of the setting ``run_parent``; the other one is the default."""
 
 
 class StepScope:
