@@ -32,8 +32,11 @@ ID_LENGTH = 8
 BETWEEN, EDGES = 3, 2
 """Characters that a table's box takes between two columns, and at its sides."""
 
-LEAST = 24
-"""Characters of a first message that tell which one it is; for them the list of runs goes without other columns."""
+LEAST, LEAST_WITH_START = 24, 12
+"""Characters of a first message for which the list of runs goes without other columns, and without their start."""
+
+NARROWEST = 4
+"""Characters that the last column has on any terminal."""
 
 STATUS_STYLES = {"completed": "green", "error": "red", "interrupted": "yellow", "in_progress": "cyan"}
 
@@ -74,11 +77,11 @@ def runs_table(runs: Sequence[Row], *, width: int, now: datetime | None = None) 
     *others, last = _COLUMNS
     for column in sorted(others, key=lambda column: -column.spared):
         left = width - sum(widths[one] + BETWEEN for one in others) - EDGES
-        if left >= min(widths[last], LEAST) or not column.spared:
+        if not column.spared or left >= min(widths[last], LEAST if column.spared > 1 else LEAST_WITH_START):
             break
         others.remove(column)
     # The last one gives way where the terminal is narrower still. (rich would cut it off without an ellipsis.)
-    widths[last] = min(widths[last], max(left, len(last.title)))
+    widths[last] = min(widths[last], max(left, NARROWEST))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for column in (*others, last):
         table.add_column(
@@ -123,7 +126,7 @@ def _tokens(run: Row) -> str:
 
 _COLUMNS = [
     _Column("id", lambda run, short, now: Text(clean(short), style="bold")),
-    _Column("started", lambda run, short, now: local_time(run.get("started_at"), now)),
+    _Column("started", lambda run, short, now: local_time(run.get("started_at"), now), spared=1),
     _Column("kind", lambda run, short, now: run.get("kind")),
     _Column("chat", lambda run, short, now: run.get("chat_id"), spared=5, most=20),
     _Column("status", lambda run, short, now: status(str(run.get("status")))),

@@ -251,10 +251,11 @@ def _waiting_line(one: queries.Waiting, output: Console) -> Text:
     quiet = one["idle_seconds"] >= QUIET_AFTER
     text = Text.assemble(("● ", "cyan"), (f"{one_line(one['run_id'][:8])}  ", "bold"), one_line(one["kind"]), "  ")
     text.append(where_text(one["where"]).partition(":")[0], "yellow" if quiet else "cyan")
+    # Before what a narrow terminal may cut off.
+    text.append(f"  {'nothing for ' if quiet else ''}{duration(one['idle_seconds'])}", "yellow" if quiet else "dim")
     if one["bytes_received"]:
         events = f", {plural(one['events'], 'event')}" if one["events"] else ""
         text.append(f"  {size(one['bytes_received'])}{events}")
-    text.append(f"  {'nothing for ' if quiet else ''}{duration(one['idle_seconds'])}", "yellow" if quiet else "dim")
     if one["model"]:
         text.append(f"  {one_line(one['model'])}", "dim")
     text.truncate(output.width, overflow="ellipsis")

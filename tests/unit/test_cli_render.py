@@ -407,6 +407,7 @@ def test_the_list_fits_every_terminal(stuck: dict[str, Any], width: int) -> None
     assert all(len(line) <= width for line in lines)
     if width >= 80:
         (row,) = (line for line in lines if "3f2a9c41" in line)
+        assert "What is the w" in row, "which one it is can be told"
         assert "What is the weather?" in row or row.rstrip().endswith("…"), "what is cut says so"
 
 
