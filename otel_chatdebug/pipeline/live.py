@@ -288,14 +288,22 @@ class LiveRun:
             self._highest_number = number
             self.numbers = itertools.count(number + 1)
 
-    def step_changed(self, step: LiveStep, at: int) -> None:
-        """A step has an outcome, or another one than before."""
-        self._totals[step.id] = (step.usage, step.status is Status.ERROR)
+    def step_asks(self, step: LiveStep) -> None:
+        """A step sends a request: whose run hangs in it wants to know whom it asks."""
+        self._tell_who_is_asked(step)
+        self.recorder.mark(self)
+
+    def _tell_who_is_asked(self, step: LiveStep) -> None:
         self._provider = step.provider or self._provider
         self._model = step.model or self._model
         last = step.last_attempt
         if last is not None:
             self._endpoint = last.endpoint_label
+
+    def step_changed(self, step: LiveStep, at: int) -> None:
+        """A step has an outcome, or another one than before."""
+        self._totals[step.id] = (step.usage, step.status is Status.ERROR)
+        self._tell_who_is_asked(step)
         if step.final:
             self._steps.pop(step.id, None)
         if step.status is not Status.IN_PROGRESS and self._auto:

@@ -135,6 +135,7 @@ class LiveStep:
             self._attempt_count += 1
             self.last_attempt = payload
             self.recorder.open_attempts[payload.id] = payload
+            self.run.step_asks(self)
         elif event is ScopeEvent.LEFT:
             self._left(at, payload)
         elif event is ScopeEvent.SAID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import otel_chatdebug as chatdebug
 from otel_chatdebug.pipeline import inbox, inspection
 from otel_chatdebug.redaction import REDACTED
-from tests.support.recording import recording
+from tests.support.recording import Model, recording
 
 KEY = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD"
 """In the form of a key of OpenAI's: our rules know it."""
@@ -134,3 +135,17 @@ def test_it_looks_although_others_fold_meanwhile(monkeypatch: pytest.MonkeyPatch
             run.permit = permit
     assert state is not None
     assert len(state["runs"]) == 1
+
+
+@pytest.mark.parametrize("step", [chatdebug.step, contextlib.nullcontext])
+def test_the_row_of_a_run_that_hangs_says_whom_it_asks(step: Any) -> None:
+    """The lists show it, and a filter for a model finds what hangs in it."""
+    with recording() as recorded, chatdebug.run("chat_turn", chat_id="c"):
+        with step():
+            assert recorded.run.model is None
+            response = Model().open()
+            run = recorded.run
+        response.close()
+    assert (run.status, run.provider, run.model) == ("in_progress", "openai", "gpt-5-mini")
+    assert run.summary is not None
+    assert run.summary["endpoint_label"] == "POST /v1/chat/completions"
