@@ -177,6 +177,16 @@ def test_the_users_shutdown_of_the_provider_comes_before_ours_and_loses_no_row(e
         assert len(recorded.attempts) == 2
 
 
+def test_the_users_shutdown_of_the_provider_is_that_of_our_otlp_too(exporter: Exporter) -> None:
+    with recording() as recorded:
+        processor = ChatDebugSpanProcessor()
+        processor.arm(recorded.recorder, SimpleSpanProcessor(exporter))
+        processor.shutdown()
+        assert exporter.shutdowns == 1
+        processor.shutdown()
+        assert exporter.shutdowns == 1
+
+
 def test_the_users_flush_has_the_spans_whose_end_is_known(provider: TracerProvider, exporter: Exporter) -> None:
     """A stream's end is folded by another thread, a moment after it."""
     with recording() as recorded:

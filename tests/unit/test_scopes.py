@@ -522,6 +522,17 @@ def test_control_flow_of_a_decorated_generator_completes_its_run(record: Recordi
     assert record.run.status is Status.COMPLETED
 
 
+def test_a_run_that_ends_below_another_one_does_not_take_it_away(record: Recording, model: Model) -> None:
+    """Scopes that overlap: what was entered last is current until it is left itself."""
+    first, second = chatdebug.run("first"), chatdebug.run("second")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    model.call()
+    second.__exit__(None, None, None)
+    assert record.step.run_id == second.id
+
+
 FINISHES = [
     pytest.param([("completed", None)], Status.COMPLETED, None, id="completed"),
     pytest.param([("interrupted", None), ("error", "e"), ("completed", None)], Status.COMPLETED, None, id="rising"),
