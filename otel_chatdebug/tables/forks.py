@@ -24,8 +24,10 @@ from otel_chatdebug.tables.opened import OpenDatabase
 
 logger = logging.getLogger("otel_chatdebug")
 
-FORK_SECONDS: Final = 1.0
-"""How long a fork waits for the connection to be closed before it."""
+FORK_SECONDS: Final = 4.0
+"""How long a fork waits for the connection to be closed before it: longer than the thread may wait for another
+process's locks, a second in the database and as long in the spool. A child that has inherited a connection may lose
+what it writes."""
 
 LOADING_FORK_SECONDS: Final = 20.0
 """The same while the thread loads SQLAlchemy and Alembic, which takes half a second, and more on a busy machine."""

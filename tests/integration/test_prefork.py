@@ -20,6 +20,7 @@ from sqlalchemy import select
 from otel_chatdebug.demo.provider import Behaviour, Provider
 from otel_chatdebug.tables import consent, database, migrations, queries, schema
 from otel_chatdebug.tables.deletion import take_up_spooled
+from otel_chatdebug.tables.spool import Spool
 from tests.support.apps import PATIENCE, run, started, until
 
 WORKERS = 2
@@ -90,11 +91,16 @@ def home(chatdebug_home: Path, database_url: str, monkeypatch: pytest.MonkeyPatc
     return chatdebug_home
 
 
+def nothing_is_spooled(url: str) -> bool:
+    take_up_spooled(url)
+    return not Spool(url).kept().records
+
+
 def table(url: str, of: Any, *, taking_up: bool = True) -> list[Any]:
     """Its rows. On a busy machine a child may have had no time for the database at its end: then they are spooled, and
     written by whoever takes them up: we, or with ``taking_up=False`` only a process that is still there."""
     if taking_up:
-        take_up_spooled(url)
+        until(lambda: nothing_is_spooled(url))  # what one was taking up when it ended is free after half a minute
     try:
         engine = queries.open_for_reading(url)  # no lock: it is asked again and again
     except queries.NoDatabase:
@@ -194,7 +200,7 @@ def test_each_worker_of_gunicorn_records_its_own_and_leaves_the_masters_alone(
     runs = {row.id: row for row in table(database_url, schema.runs)}
     (of_master,) = [row for row in runs.values() if row.kind == "of_master"]
     assert set(runs) == {*answers, of_master.id}
-    assert {runs[id].status for id in answers} == {"completed"}
+    assert {runs[id].status for id in answers} == {"completed"}, output
     assert of_master.status == "interrupted"
     by_process: dict[str, set[str]] = {}
     for id, process in answers.items():
