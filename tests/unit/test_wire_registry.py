@@ -727,6 +727,16 @@ def test_a_gateway_that_puts_an_error_into_a_chunk() -> None:
     assert read(chat(), [event(start), event(chunk)]).facts.error == WireError("502", "m", "502")
 
 
+@pytest.mark.parametrize(
+    "stream", [s for s in STREAMS if "interactions" in s.name or "conversations" in s.name], ids=str
+)
+def test_whoever_speaks_like_them_is_read_so_at_any_path(stream: Transcript) -> None:
+    reader = StreamReader(generic, stream.framing)
+    reader.feed(stream.data)
+    assert reader.format.name == stream.format.name  # type: ignore[union-attr]
+    assert reader.facts == read_stream(stream).facts
+
+
 def test_the_generic_format_sees_errors_and_the_end_and_nothing_else() -> None:
     reader = read(
         generic, [event({"usage": {"prompt_tokens": 1}, "model": "m", "text": "x" * 50}), b"data: [DONE]\n\n"]
