@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import threading
@@ -75,16 +76,26 @@ def configure(
     arguments: a bad database URL is one logged sentence, and the application goes on without tables.
     """
     ask = None if is_enabled is None else checked(is_enabled)
+    for name, function in (("classify_error", classify_error), ("redact", redact)):
+        if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
+            raise TypeError(f"{name} is a plain function, not {function!r}")
+    for name, given, kind in (
+        ("tracer_provider", tracer_provider, trace.TracerProvider),
+        ("meter_provider", meter_provider, MeterProvider),
+        ("logger_provider", logger_provider, LoggerProvider),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{name} is a {kind.__name__} of OpenTelemetry, not {given!r}")
+    settings = Settings.load(
+        database_url=database_url,
+        enabled=enabled,
+        stale_after=stale_after,
+        allow_headers=allow_headers,
+        allow_query=allow_query,
+        secret_keys=secret_keys,
+    )
     with _one_at_a_time:
         shutdown()
-        settings = Settings.load(
-            database_url=database_url,
-            enabled=enabled,
-            stale_after=stale_after,
-            allow_headers=allow_headers,
-            allow_query=allow_query,
-            secret_keys=secret_keys,
-        )
         if not settings.recording:
             return
         provider = tracer_provider or trace.get_tracer_provider()
@@ -94,6 +105,12 @@ def configure(
             provider = SDKTracerProvider(resource=resource, shutdown_on_exit=False)
             _made.add(provider)
             trace.set_tracer_provider(provider)
+            if settings.other_exporters:
+                logger.warning(
+                    "OTEL_TRACES_EXPORTER names %s: configure() knows otlp, chatdebug, chatdebug_otlp and none. Any "
+                    "other exporter is made by opentelemetry-instrument, or by a TracerProvider of the application's.",
+                    ", ".join(settings.other_exporters),
+                )
         delegate = None
         if settings.wants_otlp and provider in _made:  # one that was joined has exporters of its own
             delegate = BatchSpanProcessor(PiecewiseSpanExporter())

@@ -8,6 +8,7 @@ is recorded, which is a matter of privacy, nobody is. Keyword arguments of ``con
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +21,9 @@ import platformdirs
 from otel_chatdebug import trace_links
 
 logger = logging.getLogger("otel_chatdebug")
+
+OTLP_EXPORTERS = frozenset({"otlp", "otlp_proto_grpc", "otlp_proto_http", "chatdebug_otlp"})
+"""Names of ``OTEL_TRACES_EXPORTER`` that mean OTLP."""
 
 ALWAYS, OPT_IN, NEVER = "always", "opt_in", "never"
 """Who is recorded."""
@@ -148,6 +152,24 @@ def _setting(
     """
     metadata = {"variable": variable, "parse": parse, "meaning": meaning, "shown": shown or f"`{default}`"}
     return field(default=default, repr=not variable.endswith("_TOKEN"), metadata=metadata | {"if_bad": if_bad})
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Raises for what the caller's code must not say of a setting."""
+    for name, value in given.items():
+        if name == "enabled" and value not in (ALWAYS, OPT_IN, NEVER):
+            raise ValueError(f"enabled is one of {ALWAYS}, {OPT_IN}, {NEVER}, not {value!r}")
+        if name == "database_url" and not isinstance(value, str):
+            raise TypeError(f"database_url is a text (sqlite:////path, postgresql://...), not {value!r}")
+        if name == "stale_after":
+            if not isinstance(value, int | float):
+                raise TypeError(f"stale_after is a number of seconds, not {value!r}")
+            if not SHORTEST_STALE_AFTER <= value < math.inf:
+                raise ValueError(f"stale_after is a number of seconds from {SHORTEST_STALE_AFTER}, not {value!r}")
+        if name in ("allow_headers", "allow_query", "secret_keys") and (
+            isinstance(value, str) or not all(isinstance(item, str) for item in value)
+        ):
+            raise TypeError(f"{name} is a tuple of names, not {value!r}")
 
 
 _told: set[tuple[str, str]] = set()
@@ -324,16 +346,19 @@ class Settings:
     def wants_otlp(self) -> bool:
         """OTLP is on only where an exporter or an endpoint says so: a newcomer sees no "connection refused"."""
         names = _names(self.traces_exporter)
-        if names:
-            return bool({"otlp", "otlp_proto_grpc", "otlp_proto_http", "chatdebug_otlp"} & set(names))
-        return bool(self.otlp_endpoint)
+        return bool(OTLP_EXPORTERS & set(names)) if names else bool(self.otlp_endpoint)
+
+    @property
+    def other_exporters(self) -> list[str]:
+        """What ``OTEL_TRACES_EXPORTER`` names besides: exporters that ``configure()`` does not make."""
+        return [name for name in _names(self.traces_exporter) if name not in OTLP_EXPORTERS | {"chatdebug", "none"}]
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Reads the environment (default ``os.environ``); ``overrides`` that are not None go over it.
 
-        Never raises for a bad value in the environment. An override is the caller's own code: an unknown name is a
-        ``TypeError``.
+        Never raises for a bad value in the environment. An override is the caller's own code: an unknown name, or a
+        value of another type, is a ``TypeError``, one that is not allowed a ``ValueError``.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -354,10 +379,9 @@ class Settings:
                     logger.warning("%s=%r is not valid (it takes %s); using %s", variable, text, allowed, used)
                 if instead is not None:
                     values[item.name] = instead
-        values.update({name: value for name, value in overrides.items() if value is not None})
-        if values.get("enabled", ALWAYS) not in (ALWAYS, OPT_IN, NEVER):
-            raise ValueError(f"enabled is one of {ALWAYS}, {OPT_IN}, {NEVER}, not {values['enabled']!r}")
-        settings = cls(**values)
+        given = {name: value for name, value in overrides.items() if value is not None}
+        _check(given)
+        settings = cls(**(values | given))
         if not settings.database_url:
             settings = replace(settings, database_url=default_database_url())
         return settings

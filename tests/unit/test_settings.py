@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import otel_chatdebug as chatdebug
 from otel_chatdebug import settings as settings_module
+from otel_chatdebug.pipeline.recorder import active
 from otel_chatdebug.settings import Settings
 
 
@@ -49,3 +54,52 @@ def test_what_code_says_goes_over_a_bad_value() -> None:
     assert Settings.load({"OTEL_CHATDEBUG_ENABLED": "optin"}, enabled="always").enabled == "always"
     with pytest.raises(ValueError, match="enabled is one of always, opt_in, never, not 'optin'"):
         Settings.load({}, enabled="optin")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"stale_after": -1}, ValueError, "a number of seconds from 0.1, not -1"),
+        ({"stale_after": float("nan")}, ValueError, "not nan"),
+        ({"stale_after": "x"}, TypeError, "a number of seconds, not 'x'"),
+        ({"database_url": 5}, TypeError, "database_url is a text"),
+        ({"allow_headers": "x-team"}, TypeError, "allow_headers is a tuple of names, not 'x-team'"),
+        ({"secret_keys": (1,)}, TypeError, "secret_keys is a tuple of names"),
+        ({"classify_error": 5}, TypeError, "classify_error is a plain function, not 5"),
+        ({"redact": 5}, TypeError, "redact is a plain function, not 5"),
+        ({"is_enabled": 5}, TypeError, "is_enabled is a plain function"),
+        ({"tracer_provider": 5}, TypeError, "tracer_provider is a TracerProvider of OpenTelemetry, not 5"),
+        ({"meter_provider": 5}, TypeError, "meter_provider is a MeterProvider"),
+        ({"logger_provider": 5}, TypeError, "logger_provider is a LoggerProvider"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_argument_is_one_clear_error_and_changes_nothing(
+    given: dict[str, Any], error: type[Exception], says: str, chatdebug_home: Path
+) -> None:
+    chatdebug.configure()
+    try:
+        before = active()
+        with pytest.raises(error, match=re.escape(says)):
+            chatdebug.configure(**given)
+        assert active() is before
+        assert before is not None
+        assert not before.closed
+    finally:
+        chatdebug.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("value", "otlp", "others"),
+    [
+        ("", False, []),
+        ("none", False, []),
+        ("chatdebug", False, []),
+        ("chatdebug_otlp", True, []),
+        ("otlp,console", True, ["console"]),
+        ("nonsense", False, ["nonsense"]),
+    ],
+)
+def test_what_the_standard_exporter_setting_means(value: str, otlp: bool, others: list[str]) -> None:
+    settings = Settings.load({"OTEL_TRACES_EXPORTER": value})
+    assert (settings.wants_otlp, settings.other_exporters) == (otlp, others)
