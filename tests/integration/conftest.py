@@ -11,9 +11,13 @@ from tests.support.backends import required
 from tests.support.browser import BrowserMissing, chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A running Chromium: Playwright's ``Browser``."""
+    """A running Chromium: Playwright's ``Browser``.
+
+    While it is there, Playwright has an event loop running in the tests' thread, and ``asyncio.run`` of any other test
+    would fail: so it must end with its module.
+    """
     try:
         with chromium() as running:
             yield running
