@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from opentelemetry.context import attach, get_current
 
 from tests.support import leaks, net
 from tests.support import postgres as postgresql
@@ -52,6 +53,17 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_current() -> Iterator[None]:
+    """A test that leaves a span or a run current fails by itself, and not those behind it."""
+    before = get_current()
+    yield
+    after = get_current()
+    if after != before:
+        attach(before)
+    assert after == before
 
 
 @pytest.fixture

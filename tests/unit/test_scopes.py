@@ -525,11 +525,17 @@ def test_control_flow_of_a_decorated_generator_completes_its_run(record: Recordi
 def test_a_run_that_ends_below_another_one_does_not_take_it_away(record: Recording, model: Model) -> None:
     """Scopes that overlap: what was entered last is current until it is left itself."""
     first, second = chatdebug.run("first"), chatdebug.run("second")
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    model.call()
-    second.__exit__(None, None, None)
+
+    def overlap() -> None:
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        model.call()
+        second.__exit__(None, None, None)
+
+    contextvars.copy_context().run(
+        overlap
+    )  # what was current before the second one stays so: as with OpenTelemetry's own spans
     assert record.step.run_id == second.id
 
 
