@@ -77,12 +77,14 @@ def test_one_call_is_one_step(
                 await drain(answer, asynchronous)
 
     drive(main(), asynchronous)
-    # With Anthropic's streams its sync reader leaves before the terminal event, and counts as who breaks off.
-    leaves = api is MESSAGES and streamed and not asynchronous
-    status = Status.INTERRUPTED if leaves else Status.COMPLETED
-    if leaves:
-        gc.collect()
-    assert (recorded.step.status, recorded.attempt.status) == (status, status)
+    # It leaves Anthropic's streams before the terminal event, and counts as who breaks off, but where that event came
+    # with the one before it, as it mostly does for the async reader.
+    leaves = api is MESSAGES and streamed
+    gc.collect()
+    status = recorded.attempt.status
+    assert status is Status.COMPLETED or (leaves and recorded.attempt.end_reason in ("early_close", "abandoned"))
+    assert status is Status.INTERRUPTED or not leaves or asynchronous
+    assert recorded.step.status is status
     assert recorded.step.model == model.partition("/")[2]
     assert recorded.step.operation == ("stream" if streamed else "generate")
     providers = {"chat": "openai", "messages": "anthropic", "gemini": "gcp.gemini"}
