@@ -475,8 +475,9 @@ class Writer:
 
 def _load() -> None:
     """Imports what the thread imports in the course of its first work that succeeds."""
-    from otel_chatdebug.tables import deletion, liveness, merge, migrations, replicas, retention  # noqa: F401
+    from otel_chatdebug.tables import migrations
 
+    _load_before_fork()
     migrations.load()
 
 
